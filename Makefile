@@ -1,0 +1,57 @@
+# Everything here needs only python3 (3.11 or newer) with venv; each target sets up .venv by itself.
+.PHONY: demo test lint bench lock clean
+
+PYTHON ?= python3
+# More words for pytest: make test TEST_ARGS="-k signal -x"
+TEST_ARGS ?=
+BENCH_ARGS ?=
+
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+# Two stamps: the demo installs little, development installs everything. A changed lock installs again.
+DEMO_READY := $(VENV)/.demo-ready
+DEV_READY := $(VENV)/.dev-ready
+
+demo: $(DEMO_READY)
+	$(BIN)/python examples/checkout/demo.py
+
+# Starts its own Redis servers: redis-server or valkey-server on PATH, else the embedded Valkey.
+test: $(DEV_READY)
+	$(BIN)/python -m pytest $(TEST_ARGS)
+
+lint: $(DEV_READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/pyright
+	$(BIN)/lint-imports
+
+bench: $(DEV_READY)
+	$(BIN)/python -m benchmarks $(BENCH_ARGS)
+
+# Bring the locked versions up to date. The files name neither registries nor machines.
+UV_COMPILE := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --upgrade --strip-extras \
+	--no-header --no-annotate --no-emit-index-url --no-emit-find-links pyproject.toml
+lock: $(DEV_READY)
+	$(UV_COMPILE) --extra dev --output-file requirements/dev.lock
+	$(UV_COMPILE) --extra embedded --constraint requirements/dev.lock --output-file requirements/demo.lock
+
+clean:
+	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "durable_celery needs Python 3.11 or newer; choose one: make PYTHON=python3.12 ..." >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+$(DEMO_READY): requirements/demo.lock pyproject.toml | $(BIN)/python
+	$(PIP) install --requirement requirements/demo.lock
+	$(PIP) install --no-deps --editable .
+	touch $@
+
+$(DEV_READY): requirements/dev.lock pyproject.toml | $(BIN)/python
+	$(PIP) install --requirement requirements/dev.lock
+	$(PIP) install --no-deps --no-build-isolation --editable .
+	touch $@ $(DEMO_READY)
