@@ -1,0 +1,80 @@
+"""Durable execution for Celery: workflows that survive crashes, as ordinary Celery tasks.
+
+The names are loaded when they are used. The ``celery`` command loads the plug-ins of all installed packages, ours among
+them, for every app; an app that does not use this library must not get its bootstep by that.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from durable_celery.client import WorkflowHandle
+    from durable_celery.errors import (
+        ChildCancelledError,
+        ConfigurationError,
+        DurableError,
+        NonDeterminismError,
+        RemoteError,
+        SideEffectError,
+        StepIgnoredError,
+        StepLostError,
+        StepTimeoutError,
+        WaitTimeoutError,
+        WorkflowCancelled,
+        WorkflowClosedError,
+        WorkflowConflictError,
+        WorkflowNotFoundError,
+    )
+    from durable_celery.policy import RetryPolicy
+    from durable_celery.steps import StepInfo, current_step
+    from durable_celery.task import DurableTask, durable_task
+    from durable_celery.workflow import AsyncWorkflowContext, WorkflowContext
+
+__all__ = [
+    "AsyncWorkflowContext",
+    "ChildCancelledError",
+    "ConfigurationError",
+    "DurableError",
+    "DurableTask",
+    "NonDeterminismError",
+    "RemoteError",
+    "RetryPolicy",
+    "SideEffectError",
+    "StepIgnoredError",
+    "StepInfo",
+    "StepLostError",
+    "StepTimeoutError",
+    "WaitTimeoutError",
+    "WorkflowCancelled",
+    "WorkflowClosedError",
+    "WorkflowConflictError",
+    "WorkflowContext",
+    "WorkflowHandle",
+    "WorkflowNotFoundError",
+    "current_step",
+    "durable_task",
+]
+
+_HOMES = {
+    "AsyncWorkflowContext": "workflow",
+    "DurableTask": "task",
+    "RetryPolicy": "policy",
+    "StepInfo": "steps",
+    "WorkflowContext": "workflow",
+    "WorkflowHandle": "client",
+    "current_step": "steps",
+    "durable_task": "task",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Load a public name, and with it the binding of the process's apps: a worker of steps alone needs that too."""
+    if name not in __all__:
+        msg = f"module {__name__!r} has no attribute {name!r}"
+        raise AttributeError(msg)
+    import_module("durable_celery.task")
+    value = getattr(import_module(f"durable_celery.{_HOMES.get(name, 'errors')}"), name)
+    globals()[name] = value
+    return value

@@ -1,0 +1,164 @@
+"""The binding to a Celery app: its store, engine and client.
+
+Importing this module binds every app of the process when it is finalized: the bootstep is added to its workers, and
+nothing else happens until a durable task is used. A :class:`Binding` belongs to one app and is made on first use.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
+
+from celery._state import _get_active_apps, connect_on_app_finalize
+
+from durable_celery.client import Client, WorkflowHandle
+from durable_celery.codec import Codec
+from durable_celery.dispatch import CeleryDispatcher
+from durable_celery.engine import Engine, Patience
+from durable_celery.errors import ConfigurationError, WorkflowCodeError
+from durable_celery.identity import process_name
+from durable_celery.settings import Settings
+from durable_celery.store.protocol import Timing
+
+if TYPE_CHECKING:
+    from celery import Celery
+
+    from durable_celery.store.protocol import StepMessage, Store
+    from durable_celery.workflow import Definition
+
+__all__ = ["EAGER", "Binding", "binding_of"]
+
+
+class Binding:
+    """What one Celery app has of durable_celery: settings, store, engine and client."""
+
+    def __init__(self, app: Celery, *, store: Store | None = None) -> None:
+        """Bind an app; ``store`` is for tests, else the settings say where runs live.
+
+        Raises:
+            ConfigurationError: a setting is wrong, or no store can be found.
+        """
+        self.app, self.settings = app, Settings.of(app)
+        self.codec = Codec(self.settings.payload_limit)
+        self.store = store or open_store(app, self.settings)
+        self.dispatcher = CeleryDispatcher(app, self.codec, self._reject)
+        self.engine = Engine(
+            self.store,
+            self.dispatcher,
+            self.definition,
+            process=process_name,
+            codec=self.codec,
+            cache_size=self.settings.cache_size,
+            lost_attempts=self.settings.lost_attempts,
+            patience=Patience(self.settings.patience),
+        )
+        self.client = Client(store=self.store, engine=self.engine, codec=self.codec)
+        #: Whether this process belongs to a worker that was started with ``-E``.
+        self.sends_events = False
+
+    def definition(self, name: str) -> Definition:
+        """Return the code of a workflow.
+
+        Raises:
+            WorkflowCodeError: no durable task of this name is registered here.
+        """
+        task = self.app.tasks.get(name)
+        if task is None or not getattr(task, "is_durable", False):
+            msg = f"the workflow {name!r} is not registered in this process; import its module in the worker"
+            raise WorkflowCodeError(msg)
+        definition: Definition = task.definition
+        return definition
+
+    def handle(self, workflow_id: str) -> WorkflowHandle[Any]:
+        """Return the handle of a run, which need not exist."""
+        return WorkflowHandle(workflow_id, client=self.client, app=self.app)
+
+    def _reject(self, message: StepMessage, error: Exception) -> None:
+        self.engine.revoke_step(message.key, error)
+
+
+#: URL schemes of stores on Redis or Valkey, and what the client library calls them.
+REDIS_SCHEMES = {
+    "redis": "redis",
+    "rediss": "rediss",
+    "redis+socket": "redis+socket",
+    "unix": "unix",
+    "valkey": "redis",
+    "valkeys": "rediss",
+    "redis+cluster": "redis",
+    "rediss+cluster": "rediss",
+}
+
+
+def open_store(app: Celery, settings: Settings) -> Store:
+    """Open the store that the settings name: ``durable_store``, else the broker or the result backend.
+
+    Raises:
+        ConfigurationError: none of them is a store that this release knows.
+    """
+    candidates = [settings.store, app.conf.broker_url or "", app.conf.result_backend or ""]
+    for url in filter(None, candidates):
+        first = url.split(";")[0] if isinstance(url, str) else url[0]
+        scheme, _, place = first.partition("://")
+        if scheme in REDIS_SCHEMES:
+            from durable_celery.store.redis import RedisStore
+
+            return RedisStore.from_url(
+                f"{REDIS_SCHEMES[scheme]}://{place}",
+                namespace=settings.namespace,
+                shards=settings.shards,
+                timing=timing_of(settings),
+                cluster=scheme.endswith("+cluster"),
+            )
+        if url == settings.store:
+            break
+    msg = (
+        "durable_celery needs a store for its histories. Set durable_store to a Redis or Valkey URL, such as "
+        f"redis://localhost:6379/0 (the broker is {app.connection_for_write().as_uri()})"
+    )
+    raise ConfigurationError(msg)
+
+
+def timing_of(settings: Settings) -> Timing:
+    """Return the store's waits from the settings."""
+    return Timing(
+        owner_ttl=settings.owner_ttl,
+        resend_after=settings.resend_after,
+        resend_limit=settings.resend_limit,
+        retention=settings.retention,
+    )
+
+
+_bindings: WeakKeyDictionary[Celery, Binding] = WeakKeyDictionary()
+
+
+def binding_of(app: Celery) -> Binding:
+    """Return the binding of an app, making it on first use (client, worker).
+
+    Raises:
+        ConfigurationError: see :class:`Binding`.
+    """
+    app = app._get_current_object() if hasattr(app, "_get_current_object") else app  # noqa: SLF001 - Celery's proxy
+    if app not in _bindings:
+        _bindings[app] = Binding(app)
+    return _bindings[app]
+
+
+EAGER = (
+    "task_always_eager runs tasks inside the caller, where a workflow cannot wait, sleep or survive anything. "
+    "Unset it, and test workflows against a worker"
+)
+
+
+def _install(app: Celery) -> None:
+    """Add the bootstep to an app's workers."""
+    from durable_celery.worker import DurableStep
+
+    steps: Any = app.steps
+    steps["worker"].add(DurableStep)
+
+
+connect_on_app_finalize(_install)
+for _app in _get_active_apps():
+    if _app.finalized:
+        _install(_app)

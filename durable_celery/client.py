@@ -1,0 +1,297 @@
+"""The caller's verbs: signal, cancel, look, wait; and the handle that a start returns.
+
+Everything here reads and writes the store; messages are published after. A handle works without a result backend,
+because the end of a run is in its history.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from uuid import uuid4
+
+from celery import states
+from celery.backends.base import DisabledBackend
+from celery.exceptions import TaskRevokedError
+from celery.exceptions import TimeoutError as CeleryTimeoutError
+from celery.result import AsyncResult, assert_will_not_block
+
+from durable_celery.codec import check_id, rebuild
+from durable_celery.errors import WorkflowClosedError, WorkflowNotFoundError
+from durable_celery.events import CancelRequested, RunCancelled, RunCompleted, SignalReceived
+from durable_celery.store.protocol import RunStatus
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from celery import Celery
+
+    from durable_celery.codec import Codec
+    from durable_celery.engine import Engine
+    from durable_celery.events import Event, Recorded
+    from durable_celery.store.protocol import RunPage, RunRecord, Store
+
+__all__ = ["Client", "WorkflowHandle"]
+
+R = TypeVar("R")
+
+#: What Celery calls the statuses of a run. BLOCKED is a state of this library.
+STATES = {
+    RunStatus.PENDING: states.PENDING,
+    RunStatus.RUNNING: states.STARTED,
+    RunStatus.BLOCKED: "BLOCKED",
+    RunStatus.COMPLETED: states.SUCCESS,
+    RunStatus.FAILED: states.FAILURE,
+    RunStatus.CANCELLED: states.REVOKED,
+}
+_FIRST_LOOK, _LAST_LOOK = 0.005, 0.25
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Client:
+    """Verbs on runs, by workflow id."""
+
+    store: Store
+    engine: Engine
+    codec: Codec
+
+    def signal(self, workflow_id: str, name: str, value: object = None, *, key: str | None = None) -> None:
+        """Send a signal; it is kept until the workflow waits for it.
+
+        Args:
+            workflow_id: the run.
+            name: which signal.
+            value: its payload.
+            key: signals with the same key are one; give it where the call may be repeated.
+
+        Raises:
+            WorkflowNotFoundError: there is no such run.
+            WorkflowClosedError: the run has ended.
+            PayloadError: the value cannot be recorded; nothing was written.
+        """
+        payload = self.codec.encode(value, f"the value of signal {name!r}")
+        self._append(workflow_id, SignalReceived(name=name, payload=payload), f"signal:{key or uuid4().hex}")
+
+    def cancel(self, workflow_id: str, reason: str = "") -> None:
+        """Ask a run to stop: ``WorkflowCancelled`` is raised where it waits, and its clean-up code runs.
+
+        Repeating it, and cancelling a cancelled run, is harmless.
+
+        Raises:
+            WorkflowNotFoundError: there is no such run.
+            WorkflowClosedError: the run has ended otherwise.
+        """
+        try:
+            self._append(workflow_id, CancelRequested(reason=reason), f"cancel:{uuid4().hex}")
+        except WorkflowClosedError as error:
+            if error.status != RunStatus.CANCELLED:
+                raise
+
+    def describe(self, workflow_id: str) -> RunRecord:
+        """Return the state of a run with its open steps.
+
+        Raises:
+            WorkflowNotFoundError: there is no such run.
+        """
+        record = self.store.get(check_id(workflow_id))
+        if record is None:
+            raise WorkflowNotFoundError(workflow_id)
+        return record
+
+    def history(self, workflow_id: str) -> list[Recorded]:
+        """Return the whole history of a run.
+
+        Raises:
+            WorkflowNotFoundError: there is no such run.
+        """
+        events: list[Recorded] = []
+        while page := self.store.history(check_id(workflow_id), after=len(events)):
+            events.extend(page)
+        if not events:
+            raise WorkflowNotFoundError(workflow_id)
+        return events
+
+    def runs(
+        self,
+        *,
+        status: RunStatus | str | None = None,
+        name: str | None = None,
+        cursor: str | None = None,
+        limit: int = 50,
+    ) -> RunPage:
+        """Return a page of runs, newest first."""
+        wanted = None if status is None else RunStatus(status)
+        return self.store.runs(status=wanted, name=name, cursor=cursor, limit=limit)
+
+    def ending(self, workflow_id: str) -> Recorded | None:
+        """Return the terminal event of a run, or None while it is open or unknown."""
+        return self._end_of(self.store.get(check_id(workflow_id)))
+
+    def wait(
+        self, workflow_id: str, timeout: float | None, *, hopeless: Callable[[], bool] = lambda: False
+    ) -> Recorded | None:
+        """Wait for the end of a run, for up to ``timeout`` seconds; return its terminal event or None.
+
+        While there is no such run, ``hopeless`` is asked at each look, and may end the wait.
+        """
+        deadline = None if timeout is None else time.monotonic() + timeout
+        pause = _FIRST_LOOK
+        while True:
+            record = self.store.get(check_id(workflow_id))
+            if (end := self._end_of(record)) is not None:
+                return end
+            left = pause if deadline is None else deadline - time.monotonic()
+            if left <= 0 or (record is None and hopeless()):
+                return None
+            time.sleep(min(pause, left))
+            pause = min(pause * 1.1, _LAST_LOOK)
+
+    def outcome(self, event: Event, workflow_id: str) -> Any:
+        """Return the result of a terminal event, or the exception that it stands for."""
+        if isinstance(event, RunCompleted):
+            return self.codec.decode(event.payload)
+        if isinstance(event, RunCancelled):
+            return TaskRevokedError(f"workflow {workflow_id} was cancelled")
+        return rebuild(event.payload, self.codec)
+
+    def _end_of(self, record: RunRecord | None) -> Recorded | None:
+        if record is None or not record.status.is_closed:
+            return None
+        return self.store.history(record.workflow_id, after=record.length - 1, limit=1)[0]
+
+    def _append(self, workflow_id: str, event: Event, key: str) -> None:
+        answer = self.store.append(check_id(workflow_id), event, key=key)
+        self.engine.publish([answer.message])
+
+
+class WorkflowHandle(AsyncResult, Generic[R]):
+    """A started workflow: an ``AsyncResult`` that reads the log, and can also signal, cancel and show its history.
+
+    ``state`` is PENDING, STARTED, BLOCKED, SUCCESS, FAILURE or REVOKED.
+    """
+
+    # Celery has no types of its own; these are never None here.
+    id: Any
+    app: Any
+    backend: Any
+
+    def __init__(self, id: str, *, client: Client, app: Celery, parent: Any = None) -> None:  # noqa: A002 - Celery's name
+        """Name a run; it need not exist yet."""
+        super().__init__(check_id(id), app=app, parent=parent)
+        self.client = client
+
+    def get(  # noqa: D417, PLR0913, PLR0917 # pyright: ignore[reportIncompatibleMethodOverride]
+        self,
+        timeout: float | None = None,
+        propagate: bool = True,  # noqa: FBT001, FBT002 - Celery's signature
+        interval: float = 0.5,  # noqa: ARG002
+        no_ack: bool = True,  # noqa: ARG002, FBT001, FBT002
+        follow_parents: bool = True,  # noqa: ARG002, FBT001, FBT002
+        callback: Any = None,
+        on_message: Any = None,  # noqa: ARG002
+        on_interval: Any = None,  # noqa: ARG002
+        disable_sync_subtasks: bool = True,  # noqa: FBT001, FBT002
+        **_: Any,
+    ) -> R:
+        """Wait for the end and return the result.
+
+        Args:
+            timeout: seconds to wait at most.
+            propagate: raise the run's failure; else return the exception.
+            interval: no meaning here, as ``no_ack``, ``follow_parents``, ``on_message`` and ``on_interval``.
+            callback: called with the id and the result.
+            disable_sync_subtasks: refuse to wait inside a task, as Celery does.
+
+        Raises:
+            celery.exceptions.TimeoutError: the end did not come in time.
+            celery.exceptions.TaskRevokedError: the run was cancelled.
+            Exception: what the workflow raised, as its own class where this process has it, else ``RemoteError``.
+        """
+        if disable_sync_subtasks:
+            assert_will_not_block()
+        end = self.client.wait(self.id, timeout, hopeless=self._ended_without_run)
+        if end is None and self.client.store.get(self.id) is None and self._ended_without_run():
+            return self.maybe_throw(propagate, callback)  # type: ignore[no-any-return] # Celery is untyped
+        if end is None:
+            msg = f"workflow {self.id} did not end within {timeout} s{self._standing()}"
+            raise CeleryTimeoutError(msg)
+        value = self.client.outcome(end.event, self.id)
+        if callback is not None:
+            callback(self.id, value)
+        if propagate and isinstance(value, BaseException) and not isinstance(end.event, RunCompleted):
+            raise value
+        return value  # type: ignore[no-any-return] # the codec gives user payloads
+
+    wait = get
+
+    def _ended_without_run(self) -> bool:
+        """Whether Celery knows the end of a task of which the store knows nothing.
+
+        An earlier part of its chain failed, it was revoked before a worker had it, or its retention has passed.
+        """
+        return self._stored_meta().get("status") in states.READY_STATES
+
+    def _stored_meta(self) -> dict[str, Any]:
+        """Return what Celery's result backend has, if there is one."""
+        return {} if isinstance(self.backend, DisabledBackend) else dict(self.backend.get_task_meta(self.id))
+
+    def __copy__(self) -> WorkflowHandle[R]:
+        return WorkflowHandle(self.id, client=self.client, app=self.app, parent=self.parent)
+
+    def signal(self, name: str, value: object = None, *, key: str | None = None) -> None:
+        """See :meth:`Client.signal`."""
+        self.client.signal(self.id, name, value, key=key)
+
+    def cancel(self, reason: str = "") -> None:
+        """See :meth:`Client.cancel`."""
+        self.client.cancel(self.id, reason)
+
+    def revoke(self, *_: Any, **__: Any) -> None:
+        """Cancel the workflow, as revoking its task id does: durably, also where no worker runs now."""
+        self.cancel("revoked")
+
+    def describe(self) -> RunRecord:
+        """See :meth:`Client.describe`."""
+        return self.client.describe(self.id)
+
+    def history(self) -> list[Recorded]:
+        """See :meth:`Client.history`."""
+        return self.client.history(self.id)
+
+    def _standing(self) -> str:
+        """Say for the end of a sentence why the run has not ended yet."""
+        run = self.client.store.get(self.id)
+        if run is None:
+            return "; it was never started, or its retention has passed"
+        match run.status:
+            case RunStatus.BLOCKED:
+                return f"; it is blocked: {run.reason.partition(chr(10))[0]}"
+            case RunStatus.PENDING:
+                return "; no worker has begun it"
+            case _:
+                return f"; it waits for {run.waiting}" if run.waiting else ""
+
+    def _get_task_meta(self) -> dict[str, Any]:
+        # AsyncResult reads state, result, traceback and the rest from here.
+        return self._cache or self._maybe_set_cache(self._meta())  # type: ignore[no-any-return] # Celery is untyped
+
+    def _meta(self) -> dict[str, Any]:
+        record = self.client.store.get(self.id)
+        meta: dict[str, Any] = {
+            "task_id": self.id,
+            "status": states.PENDING,
+            "result": None,
+            "traceback": None,
+            "children": [],
+        }
+        if record is None:
+            return meta | self._stored_meta()
+        meta |= {"status": STATES[record.status], "name": record.name}
+        if record.status.is_closed and (end := self.client.ending(self.id)):
+            value = self.client.outcome(end.event, self.id)
+            meta |= {"result": value, "date_done": datetime.fromtimestamp(end.at / 1000, UTC)}
+            if isinstance(value, BaseException) and value.__cause__ is not None:
+                meta["traceback"] = str(value.__cause__)
+        return meta

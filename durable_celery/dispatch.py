@@ -1,0 +1,232 @@
+"""Celery messages of runs and steps: how they are published, and what an envelope holds.
+
+An *envelope* is the set of ``apply_async`` options with which a run's own messages are published: queue, priority,
+links, chain, chord, group, root and parent. It is recorded at the start, so that any process can publish the message
+that delivers the end, and Celery itself then stores the result and fires the callbacks.
+
+A message says which run or step is meant, and nothing else is believed of it: a lost, repeated or forged message can at
+worst cause a turn that finds nothing to do.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from typing import TYPE_CHECKING, Any
+
+from celery.backends.base import DisabledBackend, KeyValueStoreBackend
+from celery.utils.saferepr import saferepr
+from kombu.exceptions import OperationalError
+from kombu.utils import json as kombu_json
+
+from durable_celery.store.protocol import RunMessage
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping, Sequence
+
+    from celery import Celery
+    from celery.app.task import Context
+
+    from durable_celery.codec import Codec
+    from durable_celery.store.protocol import StepMessage
+
+__all__ = ["ETA", "HEADER", "CeleryDispatcher", "envelope", "envelope_of_request", "shown", "took"]
+
+_log = logging.getLogger(__name__)
+
+#: Name of the message header by which a worker knows a message of this library.
+HEADER = "durable"
+#: Name of the message header that keeps the ``eta`` of a start by a producer that does not know this library.
+ETA = "durable_eta"
+#: The options of ``apply_async`` that belong to a run for all its life.
+ENVELOPE = frozenset({
+    "queue", "exchange", "routing_key", "priority", "serializer", "compression", "delivery_mode", "ignore_result",
+    "link", "link_error", "chain", "chord", "group_id", "group_index", "root_id", "parent_id", "reply_to", "shadow",
+    "time_limit", "soft_time_limit", "stamped_headers", "replaced_task_nesting", "headers", "argsrepr", "kwargsrepr",
+})  # fmt: skip
+
+
+def envelope(options: Mapping[str, Any]) -> str:
+    """Return the envelope text of ``apply_async`` options; what is unset stays out."""
+    stamps = {name: options[name] for name in options.get("stamped_headers") or () if name in options}
+    kept = {
+        name: value
+        for name, value in options.items()
+        if name in ENVELOPE and value is not False and value not in (None, [], {})
+    }
+    text: str = kombu_json.dumps({**kept, **stamps})
+    return text
+
+
+def envelope_of_request(request: Context) -> dict[str, Any]:
+    """Return the options with which a message arrived, as ``Task.retry`` reads them."""
+    options = dict(request.as_execution_options())
+    delivery = request.delivery_info or {}
+    # The header of a message that arrived holds all of Celery's own fields; they are set anew.
+    del options["headers"]
+    options["ignore_result"] = bool(request.ignore_result)
+    options["priority"] = delivery.get("priority")
+    if delivery.get("exchange") == "" and delivery.get("routing_key"):
+        options["queue"] = delivery["routing_key"]
+    else:
+        options |= {"exchange": delivery.get("exchange"), "routing_key": delivery.get("routing_key")}
+    return options
+
+
+def shown(args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, str]:
+    """Return the options by which monitors see a run's arguments."""
+    return {"argsrepr": saferepr(tuple(args), 1024), "kwargsrepr": saferepr(dict(kwargs), 1024)}
+
+
+def took(header: Mapping[str, Any] | None) -> dict[str, float]:
+    """Return the event field that tells how long a run took, from the header of its last message."""
+    return {"runtime": max(0.0, time.time() - header["at"] / 1000)} if header and "at" in header else {}
+
+
+class _Unset(str):
+    """A parent id that is none: empty, yet true, so that Celery does not put the publishing task in its place."""
+
+    __slots__ = ()
+
+    def __bool__(self) -> bool:
+        return True
+
+
+class CeleryDispatcher:
+    """Publishes the engine's messages through a Celery app."""
+
+    def __init__(self, app: Celery, codec: Codec, reject: Callable[[StepMessage, Exception], object]) -> None:
+        """Use an app; ``reject`` is told of steps that can never be published."""
+        self.app, self.codec, self.reject = app, codec, reject
+
+    def publish(self, messages: Sequence[RunMessage | StepMessage]) -> int:
+        """Publish messages over one connection; stop at the first that the broker does not take."""
+        published = 0
+        with self.app.producer_or_acquire() as producer:
+            for message in messages:
+                try:
+                    self._publish(message, producer)
+                except self._unreachable() as error:
+                    _log.warning(
+                        "the broker took %s of %s messages (%r); the agenda sends the others again",
+                        published, len(messages), error,
+                    )  # fmt: skip
+                    break
+                published += 1
+        return published
+
+    @property
+    def results_are_messages(self) -> bool:
+        """Whether the result backend sends results to the caller (rpc) instead of storing them."""
+        return not isinstance(self.app.backend, KeyValueStoreBackend | DisabledBackend)
+
+    def child_envelope(self, message: StepMessage) -> str:
+        """See :meth:`Dispatcher.child_envelope`."""
+        options = dict(message.scheduled.options or {})
+        options |= self._kinship(message)
+        options["shadow"] = options.pop("label", None)
+        args, kwargs = self.codec.decode(message.scheduled.payload) or ((), {})
+        return envelope({**options, **shown(args, kwargs)})
+
+    def publish_first(self, message: RunMessage, *, producer: Any) -> None:
+        """Publish a run's first message; the run is in the store, so an unreachable broker is only a delay."""
+        try:
+            with self.app.producer_or_acquire(producer) as one:
+                if self.results_are_messages:
+                    # Their queue has to be there before the first of them.
+                    self.app.backend.on_task_call(one, message.workflow_id)
+                self._publish_run(message, one)
+        except self._unreachable() as error:
+            _log.warning(
+                "the broker did not take the start of %s (%r); the agenda sends it", message.workflow_id, error
+            )
+
+    def _publish_run(self, message: RunMessage, producer: Any) -> None:
+        options = kombu_json.loads(message.envelope)
+        if not message.first:
+            # Only the first message shows the arguments; it is the one that monitors take them from.
+            options |= {"argsrepr": "()", "kwargsrepr": "{}"}
+        header = {"first": message.first, "at": message.created_at}
+        # Where the result is wanted, Celery would subscribe each publishing process to it, and fail if the backend is
+        # away. Headers are written last, so the worker sees what was asked for.
+        wanted = {"ignore_result": options.pop("ignore_result", False)}
+        options["headers"] = {**options.get("headers", {}), HEADER: header, **wanted}
+        options.setdefault("root_id", message.workflow_id)
+        # A run's later messages are published by its steps, which are its children and not its parents.
+        options.setdefault("parent_id", _Unset())
+        self.app.send_task(
+            message.name,
+            (),
+            {},
+            task_id=message.workflow_id,
+            task_type=self.app.tasks.get(message.name),
+            producer=producer,
+            add_to_parent=False,
+            ignore_result=True,
+            **options,
+        )
+
+    def _publish(self, message: RunMessage | StepMessage, producer: Any) -> None:
+        try:
+            if isinstance(message, RunMessage):
+                self._publish_run(message, producer)
+            else:
+                self._publish_step(message, producer)
+        except self._unreachable():
+            raise
+        except Exception as error:  # noqa: BLE001 - a user's code is called here
+            # Whatever a user's own apply_async, router or serializer raises must not stop the others' messages. A run
+            # is sent again by the agenda, more and more rarely; a step fails, because each resend would fail.
+            name = message.workflow_id if isinstance(message, RunMessage) else f"step {message.key}"
+            _log.exception("the message of %s cannot be published", name)
+            if not isinstance(message, RunMessage):
+                self.reject(message, error)
+
+    def _publish_step(self, message: StepMessage, producer: Any) -> None:
+        scheduled, key = message.scheduled, message.key
+        args, kwargs = self.codec.decode(message.override or scheduled.payload)
+        options = dict(scheduled.options or {})
+        header = {
+            "id": key.workflow_id,
+            "run": key.run,
+            "step": key.number,
+            "name": message.workflow,
+            "queue": self.queue_of(message.workflow, message.envelope),
+        }
+        task = self.app.tasks.get(scheduled.task)
+        send = task.apply_async if task is not None else self._by_name(scheduled.task)
+        send(
+            args=args,
+            kwargs=kwargs,
+            task_id=str(key),
+            headers={HEADER: header},
+            producer=producer,
+            add_to_parent=False,
+            ignore_result=True,
+            retries=message.retries,
+            shadow=options.get("label"),
+            **{name: options[name] for name in ("queue", "priority") if name in options},
+            **self._kinship(message),
+        )
+
+    def queue_of(self, name: str, envelope_text: str) -> str:
+        """Return the queue (or routing key) to which a run's messages go."""
+        given = kombu_json.loads(envelope_text)
+        route = self.app.amqp.router.route(
+            {key: given[key] for key in ("queue", "exchange", "routing_key") if key in given}, name
+        )
+        queue = route.get("queue")
+        return str(getattr(queue, "name", None) or queue or route.get("routing_key") or "")
+
+    def _by_name(self, name: str) -> Callable[..., Any]:
+        return lambda args, kwargs, **options: self.app.send_task(name, args, kwargs, **options)
+
+    def _kinship(self, message: StepMessage) -> dict[str, str]:
+        workflow_id = message.key.workflow_id
+        root = kombu_json.loads(message.envelope).get("root_id")
+        return {"root_id": root or workflow_id, "parent_id": workflow_id}
+
+    def _unreachable(self) -> tuple[type[BaseException], ...]:
+        with self.app.connection_for_write() as connection:
+            errors: Iterable[type[BaseException]] = (*connection.connection_errors, *connection.channel_errors)
+        return (OperationalError, OSError, *errors)

@@ -1,0 +1,195 @@
+"""The engine: what a worker does with a run, a step and the agenda.
+
+A verb of the store that fails is repeated while there is patience; what this process may still hold after that is given
+back later, so that a store that was away for a moment leaves nothing stuck behind a live owner.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+from typing import TYPE_CHECKING, Any
+
+from durable_celery.codec import Codec, failure_of
+from durable_celery.engine.runs import Runs
+from durable_celery.errors import PayloadError, StepLostError
+from durable_celery.events import StepCompleted, StepFailed
+from durable_celery.policy import RetryPolicy
+from durable_celery.store.protocol import Claim, Refusal, Refused, StepKey, Sweep
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from durable_celery.engine.patience import Patience
+    from durable_celery.engine.ports import Dispatcher, Workflows
+    from durable_celery.store.protocol import Store
+
+__all__ = ["Engine"]
+
+_log = logging.getLogger(__name__)
+_AWAY = "the store was away"
+#: With more open steps than these, a result only wakes the run: the turn that follows takes in many results at once,
+#: instead of one turn for each. Its message may have to queue behind the steps, which is what makes them many.
+_CROWD = 10
+
+
+class Engine(Runs):
+    """The protocol's three verbs (a turn, a step, a sweep), as a worker process uses them."""
+
+    def __init__(
+        self,
+        store: Store,
+        dispatcher: Dispatcher,
+        workflows: Workflows,
+        *,
+        process: Callable[[], str],
+        codec: Codec | None = None,
+        cache_size: int = 500,
+        lost_attempts: int = 5,
+        patience: Patience | None = None,
+    ) -> None:
+        """Join the parts.
+
+        Args:
+            store: where runs live.
+            dispatcher: publishes messages.
+            workflows: finds the code of a workflow.
+            process: the owner name of the process that calls; it is another one after a fork.
+            codec: writes and reads payloads.
+            cache_size: how many suspended executions each thread keeps.
+            lost_attempts: after how many lost processes a step without a retry policy fails.
+            patience: how long an outcome waits for a store that is away; a simulation gives its own.
+        """
+        super().__init__(
+            store, dispatcher, workflows, process=process, codec=codec, cache_size=cache_size, patience=patience
+        )
+        self.lost_attempts = lost_attempts
+
+    # -- steps -------------------------------------------------------------------------------------------------------
+
+    def begin_step(self, key: StepKey) -> Claim | Refusal:
+        """Claim the next attempt of a step; a refusal means that it must not be executed.
+
+        Raises:
+            StoreUnavailableError: no answer; the attempt, if there was one, is given back.
+        """
+        owner = self._owner()
+        try:
+            answer = self.patience.persist(lambda: self.store.claim(key, owner))
+        except BaseException:
+            self.patience.later(lambda: self.store.postpone(key, owner, delay=0.0, error=_AWAY))
+            raise
+        if isinstance(answer, Refused):
+            self.publish([answer.message])
+            return answer.reason
+        if self._is_lost(answer):
+            error = StepLostError(f"step {key} lost its process {answer.lost} times; no attempt is left")
+            payload = failure_of(error, self.codec)
+            self._finish(answer, StepFailed(number=key.number, attempt=answer.attempt, payload=payload))
+            return Refusal.FINISHED
+        return answer
+
+    def complete_step(self, claim: Claim, result: object, *, go_on: bool = False) -> None:
+        """Record a step's result; with ``go_on`` also take the run's next turn here, if it is free.
+
+        Raises:
+            PayloadError: the result cannot be recorded; nothing was written.
+            StoreUnavailableError: no answer; it is recorded in the background if this process lives on.
+        """
+        payload = self.codec.encode(result, f"the result of step {claim.key} ({claim.scheduled.task})")
+        self._finish(claim, StepCompleted(number=claim.key.number, attempt=claim.attempt, payload=payload), go_on=go_on)
+
+    def fail_step(self, claim: Claim, error: BaseException, *, go_on: bool = False) -> float | None:
+        """End an attempt that raised: by the step's retry policy it is tried again, else its failure is recorded.
+
+        Returns:
+            The seconds until the next attempt, or None if the step has failed.
+
+        Raises:
+            StoreUnavailableError: no answer; it is recorded in the background if this process lives on.
+        """
+        policy = _policy(claim)
+        if policy is not None and policy.retries(error, claim.attempt) and not isinstance(error, PayloadError):
+            delay = policy.delay(claim.attempt, random.random())  # noqa: S311 - jitter needs no secrecy
+            self.postpone_step(claim, delay=delay, error=repr(error))
+            return delay
+        payload = failure_of(error, self.codec)
+        self._finish(claim, StepFailed(number=claim.key.number, attempt=claim.attempt, payload=payload), go_on=go_on)
+        return None
+
+    def postpone_step(
+        self, claim: Claim, *, delay: float, error: str, retries: int | None = None, override: str | None = None
+    ) -> None:
+        """End an attempt without an outcome; the agenda sends the step again after ``delay`` seconds.
+
+        Raises:
+            StoreUnavailableError: no answer; it is noted in the background if this process lives on.
+        """
+
+        def postpone() -> bool:
+            return self.store.postpone(
+                claim.key, claim.owner, delay=delay, error=error[:200], retries=retries, override=override
+            )
+
+        try:
+            self.patience.persist(postpone)
+        except BaseException:
+            self.patience.later(postpone)
+            raise
+
+    def revoke_step(self, key: StepKey, error: BaseException) -> bool:
+        """Fail a step from outside, whoever may be executing it; return whether it was still open."""
+        outcome = StepFailed(number=key.number, payload=failure_of(error, self.codec))
+        answer = self.patience.persist(lambda: self.store.finish(key, outcome, token=None))
+        self.publish([answer.message])
+        return answer.recorded
+
+    def _is_lost(self, claim: Claim) -> bool:
+        """Whether this attempt is one too many of a step that loses its processes."""
+        policy = _policy(claim)
+        if policy is None:
+            return 0 < self.lost_attempts <= claim.lost
+        return claim.lost > 0 and 0 < policy.maximum_attempts < claim.attempt
+
+    def _finish(self, claim: Claim, outcome: StepCompleted | StepFailed, *, go_on: bool = False) -> None:
+        workflow_id = claim.key.workflow_id
+        execution = self.cache.checkout(workflow_id) if go_on else None
+        if execution is not None and execution.open_steps > _CROWD and isinstance(outcome, StepCompleted):
+            self.cache.put(workflow_id, execution)
+            execution, go_on = None, False
+        owner = self._owner() if go_on else None
+        known = execution.position if execution else 0
+        try:
+            answer = self.patience.persist(
+                lambda: self.store.finish(claim.key, outcome, token=claim.token, take_over=owner, known=known)
+            )
+        except BaseException:
+            self._discard(execution)
+            # The outcome is known, so it is recorded and not worked out again.
+            self.patience.later(
+                lambda: self.publish([self.store.finish(claim.key, outcome, token=claim.token).message])
+            )
+            if owner is not None:
+                self.patience.later(lambda: self.store.release(workflow_id, owner, delay=0.0))
+            raise
+        if not answer.recorded:
+            _log.warning("an outcome of step %s, attempt %s, was not recorded now", claim.key, claim.attempt)
+        if answer.turn is not None:
+            self._drive(answer.turn, execution, deliver=False)
+            return
+        if execution is not None:
+            self.cache.put(workflow_id, execution)
+        self.publish([answer.message])
+
+    # -- the agenda --------------------------------------------------------------------------------------------------
+
+    def sweep(self, limit: int = 100) -> Sweep:
+        """Settle what is due and publish what has to be published."""
+        sweep = self.store.sweep(limit)
+        self.publish(sweep.messages)
+        return sweep
+
+
+def _policy(claim: Claim) -> RetryPolicy | None:
+    form: Any = (claim.scheduled.options or {}).get("retry")
+    return RetryPolicy.from_json(form) if form else None

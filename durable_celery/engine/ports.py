@@ -1,0 +1,37 @@
+"""What the engine needs from its surroundings, besides a store."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from durable_celery.store.protocol import RunMessage, StepMessage
+    from durable_celery.workflow import Definition
+
+__all__ = ["Dispatcher", "Workflows"]
+
+
+class Dispatcher(Protocol):
+    """Publishes messages. A message is only a hint: losing, repeating or delaying one costs time, never a run."""
+
+    def publish(self, messages: Sequence[RunMessage | StepMessage]) -> int:
+        """Publish what can be published and return how many were; an unreachable broker is logged, not raised."""
+        ...
+
+    def child_envelope(self, message: StepMessage) -> str:
+        """Return the envelope of the child run that a step asks for: its queue and priority, its root and parent."""
+        ...
+
+
+class Workflows(Protocol):
+    """Finds the code of a workflow."""
+
+    def __call__(self, name: str) -> Definition:
+        """Return the definition of a durable task.
+
+        Raises:
+            WorkflowCodeError: this process does not know it.
+        """
+        ...

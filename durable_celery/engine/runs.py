@@ -1,0 +1,218 @@
+"""Runs: take a turn, go on under the lease, deliver the end, publish what follows.
+
+Publishing comes after the commit, always; the agenda entry of the same commit repeats what is lost. Whatever goes wrong
+in a turn, its execution is thrown away and its lease is given back.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING
+from uuid import uuid4
+
+from durable_celery.codec import Codec
+from durable_celery.engine.cache import ExecutionCache
+from durable_celery.engine.family import Family, is_for_family
+from durable_celery.engine.patience import Patience
+from durable_celery.engine.turn import Ending, TurnDriver, run_message
+from durable_celery.errors import (
+    NonDeterminismError,
+    SideEffectError,
+    StaleLeaseError,
+    StoreUnavailableError,
+    WorkflowClosedError,
+    WorkflowCodeError,
+    WorkflowNotFoundError,
+)
+from durable_celery.events import RunCancelled, RunCompleted, RunFailed
+from durable_celery.store.protocol import Refusal, RunMessage, StepMessage, Turn
+from durable_celery.workflow import Execution
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from durable_celery.engine.ports import Dispatcher, Workflows
+    from durable_celery.store.protocol import Lease, RunRecord, Store
+
+__all__ = ["Runs"]
+
+_log = logging.getLogger(__name__)
+#: Longest wait in seconds before a run that failed to take its turn is tried again.
+_LONGEST_BACKOFF = 60
+
+
+class Runs:
+    """The part of the engine that goes on with runs."""
+
+    def __init__(
+        self,
+        store: Store,
+        dispatcher: Dispatcher,
+        workflows: Workflows,
+        *,
+        process: Callable[[], str],
+        codec: Codec | None = None,
+        cache_size: int = 500,
+        patience: Patience | None = None,
+    ) -> None:
+        """Join the parts; see :class:`~durable_celery.engine.core.Engine`."""
+        self.store, self.dispatcher, self.workflows, self.process = store, dispatcher, workflows, process
+        self.codec, self.patience = codec or Codec(), patience or Patience()
+        self.cache = ExecutionCache(cache_size)
+        self.family = Family(store, dispatcher, self.codec)
+
+    def take_turn(self, workflow_id: str) -> Ending | None:
+        """Take the run's lease and go on with it as far as it goes.
+
+        Returns:
+            The end, if the run is closed and not delivered: the caller delivers it and calls :meth:`delivered`.
+            None if the run waits, is in other hands, or is blocked, or if the store is away. There is nothing to do
+            for the caller then: what the run needs stands in the agenda.
+        """
+        owner = self._owner()
+        execution = self.cache.checkout(workflow_id)
+        known = execution.position if execution else 0
+        try:
+            answer = self.patience.persist(lambda: self.store.take(workflow_id, owner, known=known))
+        except BaseException as error:
+            self._discard(execution)
+            self._untake(workflow_id, owner, error)
+            if isinstance(error, Exception):
+                return None
+            raise
+        if isinstance(answer, Turn):
+            return self._drive(answer, execution, deliver=True)
+        if execution is not None:
+            self.cache.put(workflow_id, execution)
+        if answer.reason is Refusal.UNKNOWN:
+            _log.warning("a message names workflow %s, which is not in the store; dropped", workflow_id)
+        return None
+
+    def delivered(self, ending: Ending) -> None:
+        """Note that an end was delivered, so that it is not delivered again."""
+        self.patience.later(lambda: self.store.deliver(ending.lease), now=True)
+
+    def cancel_delivery(self, ending: Ending) -> None:
+        """Give an undelivered end back, to be delivered by a later message."""
+        self._give_back(ending.lease, delay=self._backoff(ending.run))
+
+    def publish(self, messages: Sequence[RunMessage | StepMessage | None]) -> None:
+        """Publish messages, and start or cancel the child runs among them. What is lost stands in the agenda."""
+        real = [message for message in messages if message is not None]
+        self._send([message for message in real if not is_for_family(message)])
+        woken: list[RunMessage | None] = []
+        try:
+            for message in real:
+                if isinstance(message, StepMessage) and is_for_family(message):
+                    woken.extend(self.family.tell(message))
+        except StoreUnavailableError as error:
+            _log.warning("child runs could not be told, the agenda repeats it: %s", error)
+        self._send([message for message in woken if message is not None])
+
+    def _send(self, messages: Sequence[RunMessage | StepMessage]) -> None:
+        if messages:
+            self.dispatcher.publish(messages)
+
+    # -- under the lease ---------------------------------------------------------------------------------------------
+
+    def _drive(self, turn: Turn, execution: Execution | None, *, deliver: bool) -> Ending | None:
+        """Go on with a run; the lease is given back or is in the ending, whatever happens."""
+        run, lease = turn.run, turn.lease
+        try:
+            if run.status.is_closed:
+                self._discard(execution)
+                return self._ending(turn)
+            execution = self._execution(turn, execution)
+            driver = self._drive_to_rest(turn, execution, deliver=deliver)
+            return self._after(driver, deliver=deliver)
+        except (StaleLeaseError, WorkflowClosedError, WorkflowNotFoundError) as error:
+            _log.info("turn of %s given up: %s", run.workflow_id, error)
+            self._give_back(lease, delay=self._backoff(run))
+        except StoreUnavailableError as error:
+            _log.warning("turn of %s given up, the store does not answer: %s", run.workflow_id, error)
+            self._give_back(lease, delay=self._backoff(run))
+        except Exception as error:  # noqa: BLE001 - a turn's error is never the run's outcome; it parks the run, visibly
+            self._block(run, lease, error)
+        except BaseException:
+            self._give_back(lease, delay=self._backoff(run))
+            self._discard(execution)
+            raise
+        self._discard(execution)
+        return None
+
+    def _execution(self, turn: Turn, execution: Execution | None) -> Execution:
+        """Return the cached execution, or a new one that begins at the start of the history.
+
+        A store that was restored to an older state may have lost what a cached execution has seen.
+        """
+        if execution is not None and execution.position > turn.run.length:
+            execution.evict()
+            execution = None
+        run = turn.run
+        return execution or Execution(self.workflows(run.name), run.workflow_id, run=run.run, codec=self.codec)
+
+    def _drive_to_rest(self, turn: Turn, execution: Execution, *, deliver: bool) -> TurnDriver:
+        """Feed, commit and publish until nothing is new or the run has ended."""
+        driver = TurnDriver(self.store, execution, turn, self.patience)
+        held = True
+        while held and driver.terminal is None:
+            driver.feed()
+            held = driver.commit(hold=deliver and execution.closed)
+            messages, driver.messages = driver.messages, []
+            self.publish(messages)
+        return driver
+
+    def _after(self, driver: TurnDriver, *, deliver: bool) -> Ending | None:
+        run = driver.turn.run
+        if driver.terminal is None:
+            self.cache.put(run.workflow_id, driver.execution)
+            return None
+        driver.execution.evict()
+        if not deliver:
+            self.publish([run_message(run)])
+            return None
+        return self._reported(Ending(run=run, lease=driver.turn.lease, event=driver.terminal))
+
+    def _ending(self, turn: Turn) -> Ending:
+        workflow_id, length = turn.run.workflow_id, turn.run.length
+        last = self.patience.persist(lambda: self.store.history(workflow_id, after=length - 1, limit=1))[0].event
+        assert isinstance(last, RunCompleted | RunFailed | RunCancelled)  # noqa: S101 - a closed history ends with one
+        return self._reported(Ending(run=turn.run, lease=turn.lease, event=last))
+
+    def _reported(self, ending: Ending) -> Ending:
+        """Return the ending, after its parent was told."""
+        self.publish([self.patience.persist(lambda: self.family.report(ending))])
+        return ending
+
+    # -- what goes wrong ---------------------------------------------------------------------------------------------
+
+    def _untake(self, workflow_id: str, owner: str, error: BaseException) -> None:
+        """Give back a lease that may have been given, though no answer that could be read came of it."""
+        delay, reason = 0.0, ""
+        if isinstance(error, StoreUnavailableError):
+            _log.warning("no turn of workflow %s, the store does not answer: %s", workflow_id, error)
+        elif isinstance(error, Exception):
+            delay, reason = _LONGEST_BACKOFF, f"{type(error).__name__}: {error}"
+            _log.error("workflow %s cannot be read, it is parked", workflow_id, exc_info=error)
+        self.patience.later(lambda: self.store.release(workflow_id, owner, delay=delay, reason=reason))
+
+    def _block(self, run: RunRecord, lease: Lease, error: Exception) -> None:
+        story = f"workflow {run.workflow_id} is blocked, it goes on after a fixed deploy: {error}"
+        is_expected = isinstance(error, NonDeterminismError | SideEffectError | WorkflowCodeError)
+        _log.error("%s", story, exc_info=None if is_expected else error)
+        self._give_back(lease, delay=self._backoff(run), reason=f"{type(error).__name__}: {error}")
+
+    def _give_back(self, lease: Lease, *, delay: float, reason: str = "") -> None:
+        self.patience.later(
+            lambda: self.store.release(lease.workflow_id, lease.owner, delay=delay, reason=reason), now=True
+        )
+
+    def _backoff(self, run: RunRecord) -> float:
+        return float(min(2 ** min(run.failures, 6), _LONGEST_BACKOFF))
+
+    def _discard(self, execution: Execution | None) -> None:
+        if execution is not None:
+            execution.evict()
+
+    def _owner(self) -> str:
+        return f"{self.process()}#{uuid4().hex[:12]}"

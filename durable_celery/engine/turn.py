@@ -1,0 +1,146 @@
+"""One turn: feed the new events to the code, commit what it decided, publish after, until nothing is new.
+
+Invariant: the code's outputs enter the log under the lease's token before any message of theirs is published. Whatever
+goes wrong, the execution is thrown away and the lease is given back; the log alone says how to go on.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from durable_celery.errors import WorkflowNotFoundError
+from durable_celery.events import (
+    CommandCancelled,
+    Event,
+    Output,
+    Recorded,
+    RunCancelled,
+    RunCompleted,
+    RunFailed,
+    StepScheduled,
+    TerminalEvent,
+    TimerFired,
+)
+from durable_celery.store.protocol import RunMessage, StepKey, StepMessage
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from durable_celery.engine.patience import Patience
+    from durable_celery.store.protocol import Lease, RunRecord, Store, Turn
+    from durable_celery.workflow import Execution
+
+__all__ = ["Ending", "TurnDriver", "run_message"]
+
+#: How many events are asked for at once.
+_PAGE = 1000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ending:
+    """A closed run whose end the caller has to deliver, under the lease."""
+
+    run: RunRecord
+    lease: Lease
+    event: TerminalEvent
+
+
+def run_message(run: RunRecord) -> RunMessage:
+    """Return the message that wakes a run that has had a turn."""
+    return RunMessage(
+        workflow_id=run.workflow_id, name=run.name, envelope=run.envelope, created_at=run.created_at, first=False
+    )
+
+
+class TurnDriver:
+    """The state of one turn while it lasts."""
+
+    def __init__(self, store: Store, execution: Execution, turn: Turn, patience: Patience) -> None:
+        """Join a lease with an execution that stands at or before the lease's events."""
+        self.store, self.execution, self.turn, self.patience = store, execution, turn, patience
+        self.now = turn.now
+        #: The seq up to which the history is known here, own outputs included.
+        self.seen = execution.position
+        #: Events that are known and still to be fed.
+        self.backlog: list[Recorded] = []
+        #: Messages that a commit entails, to be published now.
+        self.messages: list[StepMessage] = []
+        self.terminal: TerminalEvent | None = None
+        # An execution that takes the place of a cached one begins further back than the page that was asked for.
+        events = turn.events if turn.events and turn.events[0].seq == self.seen + 1 else ()
+        self._learn(events, turn.run.length)
+
+    def feed(self) -> None:
+        """Feed all that is known, to quiescence.
+
+        Raises:
+            NonDeterminismError, SideEffectError, WorkflowCodeError: the run has to be blocked.
+        """
+        while self.backlog:
+            events, self.backlog = self.backlog, []
+            self.execution.feed(events, fresh_after=self.turn.run.read, before_local=self._save)
+        if self.execution.gated:
+            self._try_gate()
+
+    def commit(self, *, hold: bool) -> bool:
+        """Write the outputs and learn what came meanwhile; return whether the lease is still held."""
+        held = self._write(self.execution.take_outputs(), hold=hold)
+        if all(isinstance(item.event, Output) for item in self.backlog):
+            # Nothing came meanwhile, and the code need not be shown its own commands.
+            self.backlog.clear()
+            self.execution.position = self.seen
+        return held
+
+    def _save(self) -> None:
+        """Write what was decided before a local step begins, so that a crash repeats that step alone."""
+        if outputs := self.execution.take_outputs():
+            self._write(outputs, hold=True)
+
+    def _write(self, outputs: Sequence[Event], *, hold: bool) -> bool:
+        waiting = self.execution.waiting
+        answer = self.patience.persist(
+            lambda: self.store.commit(self.turn.lease, outputs, read=self.seen, waiting=waiting, hold=hold)
+        )
+        self.now = answer.now
+        before = answer.length - len(outputs)
+        self._learn(answer.events, before)
+        self.backlog += [Recorded(seq=before + i, at=self.now, event=event) for i, event in enumerate(outputs, 1)]
+        self.seen = answer.length
+        self._collect(outputs)
+        return answer.held
+
+    def _learn(self, events: Sequence[Recorded], length: int) -> None:
+        """Take over a page of events and read the rest, up to seq ``length``."""
+        self._add(events)
+        while self.seen < length:
+            page = self.patience.persist(
+                lambda: self.store.history(
+                    self.turn.lease.workflow_id, after=self.seen, limit=min(_PAGE, length - self.seen)
+                )
+            )
+            if not page:
+                raise WorkflowNotFoundError(self.turn.lease.workflow_id)
+            self._add(page)
+
+    def _add(self, events: Sequence[Recorded]) -> None:
+        if events:
+            self.backlog.extend(events)
+            self.seen = events[-1].seq
+
+    def _try_gate(self) -> None:
+        """Open the gate of a run whose time has come; the code does not begin if it came too late."""
+        started, workflow_id = self.execution.started, self.turn.lease.workflow_id
+        if started is not None and (started.start_at is None or self.now >= started.start_at):
+            self.patience.persist(lambda: self.store.append(workflow_id, TimerFired(number=0), key="timer:0"))
+
+    def _collect(self, outputs: Sequence[Event]) -> None:
+        unwanted = {event.target for event in outputs if isinstance(event, CommandCancelled)}
+        run = self.turn.run
+        for event in outputs:
+            if isinstance(event, StepScheduled) and event.number not in unwanted:
+                key = StepKey(workflow_id=run.workflow_id, run=run.run, number=event.number)
+                message = StepMessage(key=key, scheduled=event, workflow=run.name, envelope=run.envelope)
+                self.messages.append(message)
+            elif isinstance(event, RunCompleted | RunFailed | RunCancelled):
+                self.terminal = event

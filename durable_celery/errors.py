@@ -1,0 +1,192 @@
+"""Every error of durable_celery, in one tree.
+
+::
+
+    DurableError
+    +-- ConfigurationError          a setting or a server that would lose work
+    +-- InvalidRequestError         bad input, refused at the caller, nothing written
+    |   +-- InvalidIdError
+    |   +-- PayloadError
+    |   +-- UnknownTaskError
+    +-- WorkflowNotFoundError
+    +-- WorkflowConflictError       the id is taken by a run with other arguments
+    +-- WorkflowClosedError         the run has ended, nothing can be sent to it
+    +-- WaitTimeoutError            a wait with a timeout (also a TimeoutError)
+    +-- RemoteError                 a failure whose class cannot be rebuilt here
+    +-- StepTimeoutError            a step did not end within its timeout
+    +-- StepLostError               a step lost its process too often
+    +-- StepIgnoredError            a step's task raised Ignore or Reject
+    +-- ChildCancelledError         a child run was cancelled, and not by its parent
+    +-- NonDeterminismError         code and history disagree
+    +-- SideEffectError             workflow code touched the outside world
+    +-- WorkflowCodeError           the code of a run cannot be loaded
+    +-- StoreError
+        +-- StaleLeaseError         a write with an old fencing token was refused
+        +-- StoreUnavailableError   the store does not answer
+
+    WorkflowCancelled (asyncio.CancelledError)   raised at the await of a cancelled run
+    Evicted (BaseException)                      unwinds a suspended execution
+
+The two control-flow exceptions derive from ``BaseException``, so that ``except Exception`` in workflow code does not
+swallow them, and never reach Celery.
+"""
+
+from __future__ import annotations
+
+from asyncio import CancelledError
+
+__all__ = [
+    "ChildCancelledError",
+    "ConfigurationError",
+    "DurableError",
+    "Evicted",
+    "InvalidIdError",
+    "InvalidRequestError",
+    "NonDeterminismError",
+    "PayloadError",
+    "RemoteError",
+    "SideEffectError",
+    "StaleLeaseError",
+    "StepIgnoredError",
+    "StepLostError",
+    "StepTimeoutError",
+    "StoreError",
+    "StoreUnavailableError",
+    "UnknownTaskError",
+    "WaitTimeoutError",
+    "WorkflowCancelled",
+    "WorkflowClosedError",
+    "WorkflowCodeError",
+    "WorkflowConflictError",
+    "WorkflowNotFoundError",
+]
+
+
+class DurableError(Exception):
+    """Base of all errors of durable_celery."""
+
+
+class ConfigurationError(DurableError):
+    """A setting is wrong, or a server is set up so that it would lose work."""
+
+
+class InvalidRequestError(DurableError, ValueError):
+    """The caller's input was refused before anything was written."""
+
+
+class InvalidIdError(InvalidRequestError):
+    """A workflow id is empty, too long, or has characters that are not allowed."""
+
+
+class PayloadError(InvalidRequestError):
+    """A value cannot be written to the log: its type is unknown or it is too large."""
+
+
+class UnknownTaskError(InvalidRequestError):
+    """A step was asked for that is no Celery task."""
+
+
+class WorkflowNotFoundError(DurableError):
+    """No run with this workflow id is in the store."""
+
+    def __init__(self, workflow_id: str) -> None:
+        super().__init__(workflow_id)
+        self.workflow_id = workflow_id
+
+    def __str__(self) -> str:
+        return f"no workflow {self.workflow_id!r} in the store (never started, or its retention has passed)"
+
+
+class WorkflowConflictError(DurableError):
+    """A run with this workflow id exists, started as another workflow or with other arguments."""
+
+    def __init__(self, workflow_id: str, existing: str, asked: str) -> None:
+        super().__init__(workflow_id, existing, asked)
+        self.workflow_id, self.existing, self.asked = workflow_id, existing, asked
+
+    def __str__(self) -> str:
+        return (
+            f"workflow {self.workflow_id!r} was already started as {self.existing}; "
+            f"it cannot be started again as {self.asked}. Use another task_id, or the same workflow and arguments"
+        )
+
+
+class WorkflowClosedError(DurableError):
+    """The run has ended; a signal or cancel that comes now has no effect."""
+
+    def __init__(self, workflow_id: str, status: str) -> None:
+        super().__init__(workflow_id, status)
+        self.workflow_id, self.status = workflow_id, status
+
+    def __str__(self) -> str:
+        return f"workflow {self.workflow_id!r} is already {self.status}"
+
+
+class WaitTimeoutError(DurableError, TimeoutError):
+    """A wait ended by its timeout, not by what it waited for."""
+
+
+class RemoteError(DurableError):
+    """A failure whose exception class cannot be found or rebuilt in this process."""
+
+    def __init__(self, type_name: str, message: str) -> None:
+        super().__init__(type_name, message)
+        self.type_name, self.message = type_name, message
+
+    def __str__(self) -> str:
+        return f"{self.type_name}: {self.message}"
+
+
+class StepTimeoutError(DurableError, TimeoutError):
+    """A step did not end within the timeout that its workflow gave it."""
+
+
+class StepLostError(DurableError):
+    """Each attempt of a step lost the process that ran it, and no attempt is left."""
+
+
+class StepIgnoredError(DurableError):
+    """A step's task raised ``Ignore`` or ``Reject``, so there is no result that the workflow could wait for."""
+
+
+class ChildCancelledError(DurableError):
+    """A child run that a workflow waits for was cancelled by somebody else."""
+
+
+class NonDeterminismError(DurableError):
+    """The workflow code issued other commands than its history holds; the run is parked as *blocked*."""
+
+    def __init__(self, workflow_id: str, story: str) -> None:
+        super().__init__(workflow_id, story)
+        self.workflow_id, self.story = workflow_id, story
+
+    def __str__(self) -> str:
+        return f"workflow {self.workflow_id!r}: the code does not do what its history says\n{self.story}"
+
+
+class SideEffectError(DurableError):
+    """Workflow code reached for the outside world, which only a step may do."""
+
+
+class WorkflowCodeError(DurableError):
+    """The code of a run cannot be loaded here; the run is parked as *blocked*."""
+
+
+class StoreError(DurableError):
+    """The store refused or failed an operation."""
+
+
+class StaleLeaseError(StoreError):
+    """A write came with a fencing token that is no longer the newest; nothing was written."""
+
+
+class StoreUnavailableError(StoreError):
+    """The store does not answer; whether the operation took effect is unknown, and repeating it is safe."""
+
+
+class WorkflowCancelled(CancelledError):  # noqa: N818 - control flow, no error
+    """Raised in workflow code at the await (or blocking verb) where a cancel finds it."""
+
+
+class Evicted(BaseException):
+    """Unwinds a suspended execution that leaves the cache; no verb does anything meanwhile."""

@@ -1,0 +1,300 @@
+"""The history of a run: frozen records of past facts, and their versioned JSON form.
+
+Two kinds of events stand in one append-only list. *Inputs* come from outside the code, and anyone may append them.
+*Outputs* are the record of commands that the code issued; only the turn that holds the run's lease writes them. Each
+output names its command ``number`` and its ``cause``: the seq of the input that the code was applying when it issued
+the command. So a replay can tell to the command where code and history part, whatever the batches were.
+
+A stored event is one line ``<at> <header>`` with an optional second line, the payload: ``at`` is the store's clock in
+milliseconds since 1970, the header is compact JSON, the payload is text from the codec and is not looked into here.
+Histories of every release are kept under ``tests/histories`` and must stay readable: change :data:`FORMAT` and
+translate, never reinterpret.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import MISSING, dataclass, fields
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+__all__ = [
+    "FORMAT",
+    "CancelRequested",
+    "CommandCancelled",
+    "Event",
+    "LocalStepCompleted",
+    "LocalStepFailed",
+    "Output",
+    "PatchMarked",
+    "Recorded",
+    "RunCancelled",
+    "RunCompleted",
+    "RunFailed",
+    "RunStarted",
+    "SignalReceived",
+    "StepCompleted",
+    "StepFailed",
+    "StepScheduled",
+    "TerminalEvent",
+    "TimerFired",
+    "TimerStarted",
+    "decode",
+    "encode",
+    "history_from_json",
+    "history_to_json",
+]
+
+#: Version of the JSON form; recorded in each run's first event.
+FORMAT = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Event:
+    """Base of all events."""
+
+    #: Encoded value that belongs to the event (arguments, result, failure), or None.
+    payload: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunStarted(Event):
+    """Input: somebody asked for the run. Always the first event. Payload: ``[args, kwargs]``."""
+
+    #: Name of the durable task.
+    name: str
+    #: Version of the form of this history.
+    format: int = FORMAT
+    #: When the code may begin (ms since 1970, store clock), or None for at once. TimerFired(0) opens this gate.
+    start_at: int | None = None
+    #: When the start loses its meaning (ms since 1970), or None. Such a run is gated too.
+    expires_at: int | None = None
+    #: Step key of the parent's step that waits for this run, or None.
+    parent: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepCompleted(Event):
+    """Input: a step returned. Payload: its result."""
+
+    number: int
+    attempt: int = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepFailed(Event):
+    """Input: a step failed for good. Payload: the failure (see ``codec.Failure``)."""
+
+    number: int
+    attempt: int = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TimerFired(Event):
+    """Input: a timer's time came. Number 0 is the gate of a delayed start."""
+
+    number: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SignalReceived(Event):
+    """Input: somebody sent a signal. Payload: its value."""
+
+    name: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CancelRequested(Event):
+    """Input: somebody asked the run to stop."""
+
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Output(Event):
+    """Base of the records of commands."""
+
+    #: The command's number in its run, from 1.
+    number: int
+    #: Seq of the input that was being applied when the code issued the command.
+    cause: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepScheduled(Output):
+    """Output: a Celery task (or a durable task, as a child run) is to be executed. Payload: ``[args, kwargs]``."""
+
+    task: str
+    #: Digest of the arguments, see ``codec.digest``.
+    digest: str
+    kind: Literal["task", "workflow"] = "task"
+    #: Options of the call: ``queue``, ``priority``, ``timeout`` (seconds), ``retry`` (RetryPolicy), ``label``.
+    options: Mapping[str, Any] | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TimerStarted(Output):
+    """Output: the run wants to be woken at ``due_at`` (ms since 1970)."""
+
+    due_at: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LocalStepCompleted(Output):
+    """Output: a local step returned. Payload: its result."""
+
+    name: str
+    digest: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LocalStepFailed(Output):
+    """Output: a local step raised. Payload: the failure."""
+
+    name: str
+    digest: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PatchMarked(Output):
+    """Output: the code took the new side of ``patched(patch_id)``."""
+
+    patch_id: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CommandCancelled(Output):
+    """Output: the code no longer wants the step or timer with number ``target``."""
+
+    target: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunCompleted(Output):
+    """Output, terminal: the code returned. Payload: the result."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunFailed(Output):
+    """Output, terminal: the code raised. Payload: the failure."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunCancelled(Output):
+    """Output, terminal: the code ended by its cancellation. Payload: the failure that says so."""
+
+
+#: The events that end a run; the last one of a closed history.
+TerminalEvent = RunCompleted | RunFailed | RunCancelled
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recorded:
+    """An event in its place."""
+
+    #: Position in the history, from 1, without gaps.
+    seq: int
+    #: The store's clock when it was appended, milliseconds since 1970.
+    at: int
+    event: Event
+
+
+class _Form:
+    """How one class of events is written: which fields, under which keys, with which defaults."""
+
+    #: Fields that occur in nearly every event have one-letter keys, because a history's size is what users pay for.
+    KEYS: ClassVar[dict[str, str]] = {"number": "n", "cause": "c", "digest": "d", "attempt": "a"}
+
+    def __init__(self, kind: type[Event]) -> None:
+        self.kind = kind
+        self.fields = [
+            (f.name, self.KEYS.get(f.name, f.name), None if f.default is MISSING else f.default)
+            for f in fields(kind)
+            if f.name != "payload"
+        ]
+
+    def header(self, event: Event) -> dict[str, Any]:
+        form: dict[str, Any] = {"e": self.kind.__name__}
+        for name, key, default in self.fields:
+            value = getattr(event, name)
+            if value != default or name == "format":
+                form[key] = value
+        return form
+
+    def build(self, header: Mapping[str, Any], payload: str | None) -> Event:
+        given = {name: header[key] for name, key, _ in self.fields if key in header}
+        return self.kind(payload=payload, **given)
+
+
+_KINDS: tuple[type[Event], ...] = (
+    RunStarted,
+    StepCompleted,
+    StepFailed,
+    TimerFired,
+    SignalReceived,
+    CancelRequested,
+    StepScheduled,
+    TimerStarted,
+    LocalStepCompleted,
+    LocalStepFailed,
+    PatchMarked,
+    CommandCancelled,
+    RunCompleted,
+    RunFailed,
+    RunCancelled,
+)
+_FORMS: dict[str, _Form] = {kind.__name__: _Form(kind) for kind in _KINDS}
+
+
+def encode(event: Event) -> str:
+    """Return the stored text of an event, without its time."""
+    header = json.dumps(_FORMS[type(event).__name__].header(event), separators=(",", ":"))
+    return header if event.payload is None else f"{header}\n{event.payload}"
+
+
+def decode(seq: int, line: str) -> Recorded:
+    """Rebuild an event from its stored line ``<at> <text>``.
+
+    Raises:
+        ValueError: the line is no event of a known form, with its position in the message.
+    """
+    try:
+        at, text = line.split(" ", 1)
+        header_text, separator, payload = text.partition("\n")
+        header = json.loads(header_text)
+        event = _FORMS[header["e"]].build(header, payload if separator else None)
+        return Recorded(seq=seq, at=int(at), event=event)
+    except (KeyError, TypeError, ValueError) as error:
+        msg = f"event {seq} cannot be read: {line[:80]!r}"
+        raise ValueError(msg) from error
+
+
+def history_to_json(workflow_id: str, history: Iterable[Recorded]) -> dict[str, Any]:
+    """Return the exported form of a history: what is kept in files and printed by the command line."""
+    events = []
+    for item in history:
+        header = _FORMS[type(item.event).__name__].header(item.event)
+        names = {key: name for name, key in _Form.KEYS.items()}
+        entry = {"seq": item.seq, "at": item.at, "event": header.pop("e")}
+        entry |= {names.get(key, key): value for key, value in header.items()}
+        events.append(entry if item.event.payload is None else {**entry, "payload": item.event.payload})
+    return {"format": FORMAT, "workflow_id": workflow_id, "events": events}
+
+
+def history_from_json(form: Mapping[str, Any]) -> list[Recorded]:
+    """Rebuild a history from :func:`history_to_json`.
+
+    Raises:
+        ValueError: the form is of a version that this release does not know.
+    """
+    if form.get("format") != FORMAT:
+        msg = f"history has form {form.get('format')!r}; this release reads form {FORMAT}"
+        raise ValueError(msg)
+    history = []
+    for entry in form["events"]:
+        given = {key: value for key, value in entry.items() if key not in {"seq", "at", "event"}}
+        event = _FORMS[entry["event"]].kind(**given)
+        history.append(Recorded(seq=entry["seq"], at=entry["at"], event=event))
+    return history

@@ -1,0 +1,99 @@
+"""Retry arithmetic: when a failed step is tried again, and when it is given up.
+
+Pure functions of their arguments; the delays they give become due times in the agenda and hold no worker.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, Self
+
+from durable_celery.errors import InvalidRequestError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+__all__ = ["RetryPolicy", "seconds"]
+
+
+def seconds(duration: timedelta | float) -> float:
+    """Return a duration given as ``timedelta`` or number in seconds.
+
+    Raises:
+        InvalidRequestError: the duration is negative or no duration at all.
+    """
+    value: object = duration.total_seconds() if isinstance(duration, timedelta) else duration
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < float("inf"):
+        msg = f"a duration is a timedelta or a number of seconds from 0, not {duration!r}"
+        raise InvalidRequestError(msg)
+    return float(value)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RetryPolicy:
+    """How a step that raised is tried again: exponential backoff with bounds.
+
+    The wait before attempt ``n + 1`` is ``initial_interval * backoff_coefficient ** (n - 1)``, at most
+    ``maximum_interval``, less a random share of up to ``jitter``.
+    """
+
+    #: Wait before the second attempt, in seconds or as a timedelta.
+    initial_interval: timedelta | float = 1.0
+    #: Factor from one wait to the next.
+    backoff_coefficient: float = 2.0
+    #: Longest wait, in seconds or as a timedelta.
+    maximum_interval: timedelta | float = 100.0
+    #: How often the step is tried in all, the first attempt counted; 0 is without limit.
+    maximum_attempts: int = 10
+    #: Share of a wait (0 to 1) that chance may take off, so that many steps do not come back at once.
+    jitter: float = 0.1
+    #: Exception classes, or their qualified names, that are not tried again; subclasses count.
+    non_retryable: tuple[type[BaseException] | str, ...] = ()
+
+    def __post_init__(self) -> None:
+        seconds(self.initial_interval)
+        seconds(self.maximum_interval)
+        if self.backoff_coefficient < 1 or self.maximum_attempts < 0 or not 0 <= self.jitter <= 1:
+            msg = f"a retry policy needs backoff_coefficient >= 1, maximum_attempts >= 0, 0 <= jitter <= 1: {self}"
+            raise InvalidRequestError(msg)
+
+    def delay(self, attempt: int, chance: float) -> float:
+        """Return the seconds to wait after ``attempt`` (from 1) failed; ``chance`` is a random number in [0, 1)."""
+        longest = seconds(self.maximum_interval)
+        # The exponent is bounded because float overflow is an error and the maximum wins long before.
+        wait = min(seconds(self.initial_interval) * self.backoff_coefficient ** min(attempt - 1, 64), longest)
+        return wait * (1 - self.jitter * chance)
+
+    def allows(self, attempt: int) -> bool:
+        """Tell whether another attempt may follow ``attempt``."""
+        return self.maximum_attempts == 0 or attempt < self.maximum_attempts
+
+    def retries(self, error: BaseException, attempt: int) -> bool:
+        """Tell whether ``error``, raised by ``attempt``, is followed by another attempt."""
+        names = {type_name(kind) for kind in type(error).__mro__}
+        names |= {kind.__name__ for kind in type(error).__mro__}
+        banned = {kind if isinstance(kind, str) else type_name(kind) for kind in self.non_retryable}
+        return self.allows(attempt) and not names & banned
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the plain form that is recorded with a scheduled step."""
+        return {
+            "initial_interval": seconds(self.initial_interval),
+            "backoff_coefficient": self.backoff_coefficient,
+            "maximum_interval": seconds(self.maximum_interval),
+            "maximum_attempts": self.maximum_attempts,
+            "jitter": self.jitter,
+            "non_retryable": [kind if isinstance(kind, str) else type_name(kind) for kind in self.non_retryable],
+        }
+
+    @classmethod
+    def from_json(cls, form: Mapping[str, Any]) -> Self:
+        """Rebuild a policy from :meth:`to_json`."""
+        given: dict[str, Any] = {**form, "non_retryable": tuple(form.get("non_retryable", ()))}
+        return cls(**given)
+
+
+def type_name(kind: type) -> str:
+    """Return the qualified name under which a class is recorded."""
+    return f"{kind.__module__}.{kind.__qualname__}"

@@ -1,0 +1,96 @@
+"""The settings of durable_celery: Celery settings with the prefix ``durable_``, read once and checked.
+
+They are given as other Celery settings are: ``app.conf.durable_store = "redis://..."``, in the configuration module, or
+with the app's configuration namespace (``CELERY_DURABLE_STORE`` in Django's settings).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any, Self
+
+from durable_celery.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from celery import Celery
+
+__all__ = ["PREFIX", "Settings"]
+
+PREFIX = "durable_"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """All settings, without their prefix."""
+
+    #: URL of the store. Default: the broker's URL, or the result backend's, whichever is Redis.
+    store: str = ""
+    #: All keys of this library begin with it; apps with other namespaces do not meet on one server.
+    namespace: str = "durable"
+    #: Into how many hash slots runs are spread. More than 1 only for Redis Cluster; fixed once runs exist.
+    shards: int = 1
+    #: Longest encoded argument list, result, signal or failure, in characters.
+    payload_limit: int = 1_000_000
+    #: Seconds that a worker's leases outlive its last sign of life.
+    owner_ttl: float = 10.0
+    #: Seconds until a message that nobody picked up is sent again; doubles each time.
+    resend_after: float = 10.0
+    #: Longest wait between two sends of one message, in seconds.
+    resend_limit: float = 300.0
+    #: Seconds that a closed and delivered run is kept.
+    retention: float = 7 * 86400.0
+    #: Longest wait between two looks at the agenda, in seconds. Timers shorter than this may be late by it.
+    sweep_interval: float = 0.25
+    #: Suspended executions kept in each worker thread; 0 replays each turn from the start.
+    cache_size: int = 500
+    #: How many lost processes a step without a retry policy survives.
+    lost_attempts: int = 5
+    #: Seconds that a finished step waits for a store that is away, before it gives up and is repeated later.
+    patience: float = 60.0
+    #: Unsafe settings that are accepted all the same, by the name that the error message gives.
+    allow: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        positive = {"shards", "payload_limit", "owner_ttl", "resend_after", "resend_limit", "sweep_interval"}
+        for item in fields(self):
+            value: Any = getattr(self, item.name)
+            if isinstance(item.default, int | float):
+                kind = int | float if isinstance(item.default, float) else int
+                is_number = isinstance(value, kind) and not isinstance(value, bool)
+                if not is_number or value < 0 or (value == 0 and item.name in positive):
+                    what = "number" if isinstance(item.default, float) else "whole number"
+                    _refuse(item.name, value, f"a positive {what}" if item.name in positive else f"a {what} from 0")
+            elif isinstance(item.default, str) and not isinstance(value, str):
+                _refuse(item.name, value, "a text")
+        allow: Any = self.allow
+        if not isinstance(allow, tuple) or not all(isinstance(name, str) for name in allow):
+            _refuse("allow", self.allow, "a list of names")
+        if not self.namespace or any(sign in self.namespace for sign in "{} *?[]"):
+            _refuse("namespace", self.namespace, "a name without spaces, braces and wildcards")
+
+    @classmethod
+    def of(cls, app: Celery) -> Self:
+        """Read the settings of an app.
+
+        Raises:
+            ConfigurationError: a setting has a wrong value, or a ``durable_`` setting is unknown.
+        """
+        known = {item.name for item in fields(cls)}
+        given: dict[str, Any] = {}
+        for name in known:
+            value = app.conf.get(PREFIX + name)
+            if value is not None:
+                given[name] = tuple(value) if isinstance(value, list | set) else value
+        prefix = (app.conf.prefix or "").lower()
+        conf: Any = app.conf
+        for key in conf:
+            name = str(key).lower().removeprefix(prefix)
+            if name.startswith(PREFIX) and name.removeprefix(PREFIX) not in known:
+                msg = f"there is no setting {name!r}; known are {', '.join(sorted(PREFIX + k for k in known))}"
+                raise ConfigurationError(msg)
+        return cls(**given)
+
+
+def _refuse(name: str, value: object, wanted: str) -> None:
+    msg = f"the setting {PREFIX}{name} is {value!r}; it takes {wanted}"
+    raise ConfigurationError(msg)

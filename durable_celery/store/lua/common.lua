@@ -1,0 +1,215 @@
+-- What all verbs share; this text stands before each of them.
+--
+-- One shard's keys have one prefix, '<namespace>:{<shard>}:', whose hash tag puts them into one slot. KEYS[1] is the
+-- shard's agenda; the names of the other keys are built from its prefix, because a verb learns only on the way whose
+-- things it meets (a dead owner's, a due run's).
+--
+--   agenda            zset    member -> due (ms): all that must happen
+--   owners            zset    process -> end of its life (ms), unless it is renewed
+--   held:<process>    set     members that left the agenda because the process has them in hand
+--   run:<id>          string  the record: JSON of what changes
+--   log:<id>          list    0: the head, what never changes; n: event n as '<at> <text>'
+--   open:<id>         hash    command number -> JSON of an open step, 'timer', or 'cancelled' (a step of an open run)
+--   keys:<id>         hash    key of an accepted input -> 1
+--   index:open, index:closed  zset  id -> created_at (ms)
+--
+-- Members: 'r:<id>' run message, 's<n>:<id>' step message, 't<n>:<id>' timer, 'd<n>:<id>' deadline, 'x:<id>' retention.
+-- An open thing is in exactly one of agenda and held. A run is marked woken while its 'r' is in the agenda.
+--
+-- ARGV[1]: owner_ttl, resend_after, resend_limit, retention in ms, with spaces between. The verb's own follow.
+
+local PREFIX = string.sub(KEYS[1], 1, -7)
+local AGENDA, OWNERS = KEYS[1], PREFIX .. 'owners'
+local PAGE = 200
+local LOST_STEP = 'the process that ran it was lost'
+local LOST_TURN = 'the process that ran its turn was lost'
+local CLOSED = { completed = true, failed = true, cancelled = true }
+
+local ttl_text, resend_text, limit_text, retention_text = string.match(ARGV[1], '^(%d+) (%d+) (%d+) (%d+)$')
+local OWNER_TTL, RESEND_AFTER = tonumber(ttl_text), tonumber(resend_text)
+local RESEND_LIMIT, RETENTION = tonumber(limit_text), tonumber(retention_text)
+
+local clock = redis.call('TIME')
+local NOW = clock[1] * 1000 + math.floor(clock[2] / 1000)
+
+local function run_key(id) return PREFIX .. 'run:' .. id end
+local function log_key(id) return PREFIX .. 'log:' .. id end
+local function open_key(id) return PREFIX .. 'open:' .. id end
+local function keys_key(id) return PREFIX .. 'keys:' .. id end
+local function process_of(owner) return string.match(owner, '^[^#]*') end
+local function held_key(owner) return PREFIX .. 'held:' .. process_of(owner) end
+
+-- Records are read once and written once per script: done() writes those that changed.
+local loaded, changed = {}, {}
+
+local function run_of(id)
+  if loaded[id] == nil then
+    local text = redis.call('GET', run_key(id))
+    loaded[id] = text and cjson.decode(text) or false
+  end
+  return loaded[id]
+end
+
+local function done(reply)
+  for id in pairs(changed) do
+    redis.call('SET', run_key(id), cjson.encode(loaded[id]))
+  end
+  return reply
+end
+
+-- The log ------------------------------------------------------------------------------------------------------------
+
+local function length_of(id) return redis.call('LLEN', log_key(id)) - 1 end
+
+local function append(id, text) return redis.call('RPUSH', log_key(id), string.format('%.0f %s', NOW, text)) - 1 end
+
+-- Events after seq `after`, at most a page, none after seq `last`.
+local function page(id, after, last)
+  last = math.min(last or after + PAGE, after + PAGE)
+  if last <= after then return {} end
+  return redis.call('LRANGE', log_key(id), after + 1, last)
+end
+
+local function head_of(id) return redis.call('LINDEX', log_key(id), 0) end
+
+-- Answers ------------------------------------------------------------------------------------------------------------
+
+local function run_message(id) return { 'run', id, head_of(id), run_of(id).token and 0 or 1 } end
+
+local function record(id) return { id, cjson.encode(run_of(id)), head_of(id), length_of(id) } end
+
+local function turn(id, known) return { record(id), page(id, known), NOW } end
+
+-- Open steps ---------------------------------------------------------------------------------------------------------
+
+-- The step, or nil and what stands in its place: 'timer', 'cancelled' or false.
+local function step_of(id, number)
+  local text = redis.call('HGET', open_key(id), number)
+  if not text or text == 'timer' or text == 'cancelled' then return nil, text end
+  return cjson.decode(text)
+end
+
+local function put_step(id, number, step) redis.call('HSET', open_key(id), number, cjson.encode(step)) end
+
+local function step_member(id, number) return 's' .. number .. ':' .. id end
+
+local function forget_step(id, number, step)
+  redis.call('HDEL', open_key(id), number)
+  redis.call('ZREM', AGENDA, step_member(id, number), 'd' .. number .. ':' .. id)
+  if step.owner then redis.call('SREM', held_key(step.owner), step_member(id, number)) end
+end
+
+-- The workflow wants the step no more. A child run may exist although nobody has said so yet: it is told in any case.
+local function cancel_step(id, number, step)
+  if step.child then
+    step.state, step.sends = 'cancelling', 0
+    put_step(id, number, step)
+    redis.call('ZREM', AGENDA, 'd' .. number .. ':' .. id)
+    redis.call('ZADD', AGENDA, NOW, step_member(id, number))
+  else
+    forget_step(id, number, step)
+    redis.call('HSET', open_key(id), number, 'cancelled')
+  end
+end
+
+-- Owners, leases and the wake mark -----------------------------------------------------------------------------------
+
+local function is_closed(run) return CLOSED[run.status] end
+
+local function is_alive(owner)
+  local ends = redis.call('ZSCORE', OWNERS, process_of(owner))
+  return ends and tonumber(ends) > NOW
+end
+
+local function has_unread(id)
+  local run = run_of(id)
+  if is_closed(run) then return not run.delivered end
+  return length_of(id) > (run.read or 0)
+end
+
+-- Wait before the next send of a message that was sent `sends` times.
+local function wait_after(sends) return math.min(RESEND_AFTER * 2 ^ math.min(sends, 30), RESEND_LIMIT) end
+
+local function arm(id, due, sends)
+  run_of(id).sends = sends
+  changed[id] = true
+  redis.call('ZADD', AGENDA, due, 'r:' .. id)
+end
+
+local function give_back(id)
+  local run = run_of(id)
+  redis.call('SREM', held_key(run.owner), 'r:' .. id)
+  run.owner = nil
+  changed[id] = true
+end
+
+-- The first loss is made good at once; a turn that kills its process again and again must not spin.
+local function free_lease(id)
+  give_back(id)
+  local run = run_of(id)
+  run.failures, run.reason = (run.failures or 0) + 1, LOST_TURN
+  local wait = run.failures == 1 and 0 or math.min(2 ^ math.min(run.failures - 2, 30), 60) * 1000
+  arm(id, NOW + wait, 0)
+end
+
+local function free_step(id, number, step)
+  redis.call('SREM', held_key(step.owner), step_member(id, number))
+  step.state, step.owner, step.sends, step.due = 'pending', nil, 0, nil
+  step.lost, step.error = (step.lost or 0) + 1, LOST_STEP
+  put_step(id, number, step)
+  redis.call('ZADD', AGENDA, NOW, step_member(id, number))
+end
+
+-- Give back all that a dead process held, and forget the process.
+local function free_process(process)
+  for _, member in ipairs(redis.call('SMEMBERS', held_key(process))) do
+    local kind, number, id = string.match(member, '^(%a)(%d*):(.*)$')
+    local run, step = run_of(id), kind == 's' and step_of(id, number)
+    if step then
+      free_step(id, number, step)
+    elseif run and run.owner then
+      free_lease(id)
+    end
+  end
+  redis.call('DEL', held_key(process))
+  redis.call('ZREM', OWNERS, process)
+end
+
+-- Before a process takes something in hand: make it known; if it expired, it first loses what it held.
+local function join(owner)
+  local process = process_of(owner)
+  local ends = redis.call('ZSCORE', OWNERS, process)
+  if ends and tonumber(ends) > NOW then return end
+  if ends then free_process(process) end
+  redis.call('ZADD', OWNERS, NOW + OWNER_TTL, process)
+end
+
+-- Whether a live owner other than this one has the run's lease.
+local function is_held(id, owner)
+  local run = run_of(id)
+  return run.owner and run.owner ~= owner and is_alive(run.owner)
+end
+
+-- Give the lease under a new token; a repeated call of the same owner finds what it was given. Clears the wake mark.
+local function grant(id, owner)
+  local run = run_of(id)
+  if run.owner == owner then return end
+  if run.owner then free_lease(id) end
+  join(owner)
+  run.token, run.owner, run.sends = (run.token or 0) + 1, owner, nil
+  changed[id] = true
+  redis.call('ZREM', AGENDA, 'r:' .. id)
+  redis.call('SADD', held_key(owner), 'r:' .. id)
+end
+
+-- Mark the run woken if it has something to do and nobody sees to it; give the message if it was not marked, or
+-- `again`.
+local function wake(id, again)
+  local run = run_of(id)
+  if run.owner and not is_alive(run.owner) then free_lease(id) end
+  if run.owner or not has_unread(id) then return false end
+  local is_woken = redis.call('ZSCORE', AGENDA, 'r:' .. id)
+  if is_woken and not again then return false end
+  if not is_woken then arm(id, NOW + wait_after(0), 1) end
+  return run_message(id)
+end

@@ -1,0 +1,105 @@
+-- sweep: settle what is due in this shard, up to a limit. Dead owners come first: what they held is then due as well.
+-- ARGV: 2 limit, 3 payload of the failure of a step whose deadline has passed, with @TIMEOUT@ for its seconds
+-- Returns: {messages, counts as {kind, n, ...}, more (0, 1), ms until the next entry or false}.
+
+local limit, failure = tonumber(ARGV[2]), ARGV[3]
+local messages, counts = {}, {}
+
+local NAMES = { r = 'run', s = 'step', t = 'timer', d = 'deadline', x = 'retention', o = 'owner' }
+
+local function count(kind) counts[NAMES[kind]] = (counts[NAMES[kind]] or 0) + 1 end
+
+local function send(message)
+  if message then messages[#messages + 1] = message end
+end
+
+-- By the kind of the entry. False: it stands for nothing any more.
+local settle = {}
+
+function settle.r(id)
+  local run = run_of(id)
+  if run.owner or run.delivered then return false end
+  local sends = run.sends or 0
+  arm(id, NOW + wait_after(sends), sends + 1)
+  send(run_message(id))
+end
+
+function settle.s(id, number)
+  local run, step = run_of(id), step_of(id, number)
+  if not step or step.owner then return false end
+  redis.call('ZADD', AGENDA, NOW + wait_after(step.sends), step_member(id, number))
+  step.sends = step.sends + 1
+  put_step(id, number, step)
+  local line = redis.call('LINDEX', log_key(id), step.seq)
+  local is_cancel = step.state == 'cancelling' and 1 or 0
+  local told = { (step.attempt or 0) + 1, step.retries or 0, step.override or false, is_cancel }
+  send({ 'step', id, head_of(id), run.run or 1, number, line, told })
+end
+
+function settle.t(id, number)
+  redis.call('ZREM', AGENDA, 't' .. number .. ':' .. id)
+  redis.call('HDEL', open_key(id), number)
+  if number == '0' then
+    run_of(id).gate = 1
+    changed[id] = true
+  end
+  append(id, '{"e":"TimerFired","n":' .. number .. '}')
+  send(wake(id))
+end
+
+function settle.d(id, number)
+  local step = step_of(id, number)
+  if not step then return false end
+  redis.call('ZREM', AGENDA, 'd' .. number .. ':' .. id)
+  if step.child then
+    cancel_step(id, number, step)
+  else
+    forget_step(id, number, step)
+  end
+  local payload = string.gsub(failure, '@TIMEOUT@', step.timeout)
+  append(id, string.format('{"e":"StepFailed","n":%s,"a":%d}\n%s', number, step.attempt or 0, payload))
+  send(wake(id))
+end
+
+function settle.x(id)
+  redis.call('ZREM', AGENDA, 'x:' .. id)
+  local open = redis.call('HGETALL', open_key(id))
+  for index = 1, #open, 2 do
+    local step = step_of(id, open[index])
+    if step then forget_step(id, open[index], step) end
+  end
+  redis.call('ZREM', PREFIX .. 'index:closed', id)
+  redis.call('DEL', run_key(id), log_key(id), open_key(id), keys_key(id))
+  loaded[id], changed[id] = false, nil
+end
+
+local dead = redis.call('ZRANGEBYSCORE', OWNERS, '-inf', NOW, 'LIMIT', 0, limit)
+for _, process in ipairs(dead) do
+  count('o')
+  free_process(process)
+end
+
+local due = redis.call('ZRANGEBYSCORE', AGENDA, '-inf', NOW, 'LIMIT', 0, limit - #dead)
+for _, member in ipairs(due) do
+  -- An earlier one of this sweep may have settled it.
+  if redis.call('ZSCORE', AGENDA, member) then
+    local kind, number, id = string.match(member, '^(%a)(%d*):(.*)$')
+    if run_of(id) and settle[kind](id, number) ~= false then
+      count(kind)
+    else
+      redis.call('ZREM', AGENDA, member)
+    end
+  end
+end
+
+local next_at = nil
+for _, name in ipairs({ AGENDA, OWNERS }) do
+  local first = redis.call('ZRANGE', name, 0, 0, 'WITHSCORES')[2]
+  if first and (not next_at or tonumber(first) < next_at) then next_at = tonumber(first) end
+end
+local flat = {}
+for kind, number in pairs(counts) do
+  flat[#flat + 1], flat[#flat + 2] = kind, number
+end
+local more = next_at and next_at <= NOW and 1 or 0
+return done({ messages, flat, more, next_at and math.max(0, next_at - NOW) or false })

@@ -1,0 +1,294 @@
+"""What the memory store keeps, and the moves that its verbs share: histories, wake-ups, open steps, owners.
+
+The verbs themselves stand in :mod:`durable_celery.store.memory`.
+
+Invariant, between two verbs: each open thing (a run that has something to do, a step without an outcome) is in exactly
+one of two places, the agenda or the hands of a known process.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from threading import RLock
+from typing import Any
+
+from durable_celery.events import (
+    CommandCancelled,
+    Event,
+    Output,
+    Recorded,
+    RunCancelled,
+    RunCompleted,
+    RunFailed,
+    StepScheduled,
+    TimerStarted,
+)
+from durable_celery.store.protocol import (
+    Lease,
+    Refusal,
+    Refused,
+    RunMessage,
+    RunRecord,
+    RunStatus,
+    StepState,
+    Timing,
+    Turn,
+)
+
+__all__ = ["PAGE", "OpenStep", "Run", "Tables", "milliseconds", "wall_clock"]
+
+#: Most events in one answer.
+PAGE = 200
+_CLOSING = {RunCompleted: RunStatus.COMPLETED, RunFailed: RunStatus.FAILED, RunCancelled: RunStatus.CANCELLED}
+_LONGEST_BACKOFF = 60
+
+
+def wall_clock() -> int:
+    """Return the time of this machine in ms since 1970."""
+    return time.time_ns() // 1_000_000
+
+
+def milliseconds(seconds: float) -> int:
+    """Return a duration in the unit of the tables."""
+    return round(seconds * 1000)
+
+
+@dataclass(slots=True, kw_only=True)
+class OpenStep:
+    """A step without an outcome."""
+
+    #: Seq of its ``StepScheduled``.
+    seq: int
+    state: StepState = StepState.PENDING
+    attempt: int = 0
+    lost: int = 0
+    owner: str | None = None
+    retries: int = 0
+    override: str | None = None
+    error: str | None = None
+    #: When the next attempt may begin (ms since 1970); 0 is at once.
+    not_before: int = 0
+    #: How often its message was sent since something last happened to it.
+    sends: int = 1
+
+
+@dataclass(slots=True, kw_only=True)
+class Run:
+    """A run with all that belongs to it."""
+
+    record: RunRecord
+    digest: str
+    log: list[Recorded] = field(default_factory=list)
+    steps: dict[int, OpenStep] = field(default_factory=dict)
+    #: Numbers of steps that the workflow cancelled.
+    cancelled: set[int] = field(default_factory=set)
+    #: Keys of the inputs that were accepted.
+    keys: set[str] = field(default_factory=set)
+    woken: bool = False
+    #: How often its message was sent since something last happened to it.
+    sends: int = 1
+    cancel_requested: bool = False
+
+    def update(self, **changes: Any) -> None:
+        """Change fields of the record."""
+        self.record = replace(self.record, **changes)
+
+    @property
+    def has_unread(self) -> bool:
+        """Whether there is something to do: events to read, or an end to deliver."""
+        return not self.record.delivered if self.record.status.is_closed else len(self.log) > self.record.read
+
+    @property
+    def last_number(self) -> int:
+        """The number of the newest command."""
+        return max((item.event.number for item in self.log if isinstance(item.event, Output)), default=0)
+
+
+class Tables:
+    """The state of a store, under one lock."""
+
+    def __init__(self, timing: Timing = Timing(), clock: Callable[[], int] = wall_clock) -> None:  # noqa: B008 - frozen
+        """Begin with nothing; ``clock`` returns ms since 1970."""
+        self.timing, self.clock = timing, clock
+        self.lock = RLock()
+        self.run_table: dict[str, Run] = {}
+        #: (kind, id, number) -> due. Kinds: run, step, timer, deadline, owner, retention.
+        self.agenda: dict[tuple[str, str, int], int] = {}
+        #: process -> {(workflow_id, step number or 0 for the lease)}
+        self.held: dict[str, set[tuple[str, int]]] = {}
+
+    # -- histories ---------------------------------------------------------------------------------------------------
+
+    def _append(self, run: Run, event: Event) -> None:
+        run.log.append(Recorded(seq=len(run.log) + 1, at=self.clock(), event=event))
+        run.update(length=len(run.log))
+
+    def _follow(self, run: Run, event: Event) -> None:
+        """Do what an output event entails outside the history."""
+        workflow_id, now = run.record.workflow_id, self.clock()
+        match event:
+            case StepScheduled(number=number):
+                run.steps[number] = OpenStep(seq=len(run.log))
+                self.agenda["step", workflow_id, number] = now + self._wait(0)
+                if timeout := (event.options or {}).get("timeout"):
+                    self.agenda["deadline", workflow_id, number] = now + milliseconds(timeout)
+            case TimerStarted(number=number, due_at=due_at):
+                self.agenda["timer", workflow_id, number] = due_at
+            case CommandCancelled(target=target):
+                self.agenda.pop(("timer", workflow_id, target), None)
+                self._cancel_step(run, target)
+            case RunCompleted() | RunFailed() | RunCancelled():
+                run.update(status=_CLOSING[type(event)], closed_at=now, waiting="")
+                self._close(run)
+            case _:
+                pass
+
+    def _close(self, run: Run) -> None:
+        """Drop what means nothing to a closed run: timers, deadlines, children's ends.
+
+        Steps that were not cancelled are still executed; children that are to be cancelled are still told.
+        """
+        for kind, name, number in list(self.agenda):
+            if kind in {"timer", "deadline"} and name == run.record.workflow_id:
+                del self.agenda[kind, name, number]
+        run.cancelled.clear()
+        for number in [number for number, step in run.steps.items() if step.state is StepState.CHILD]:
+            self._forget_step(run, number)
+
+    # -- open steps --------------------------------------------------------------------------------------------------
+
+    def _scheduled(self, run: Run, step: OpenStep) -> StepScheduled:
+        event = run.log[step.seq - 1].event
+        assert isinstance(event, StepScheduled)  # noqa: S101 - the seq was noted when this event was appended
+        return event
+
+    def _cancel_step(self, run: Run, number: int) -> None:
+        step = run.steps.get(number)
+        if step is None:
+            return
+        run.cancelled.add(number)
+        if self._scheduled(run, step).kind == "workflow":
+            # The child may exist although nobody has said so yet: it is told in any case.
+            step.state, step.sends = StepState.CANCELLING, 0
+            self.agenda["step", run.record.workflow_id, number] = self.clock()
+            self.agenda.pop(("deadline", run.record.workflow_id, number), None)
+        else:
+            self._forget_step(run, number)
+
+    def _forget_step(self, run: Run, number: int) -> None:
+        step, workflow_id = run.steps.pop(number), run.record.workflow_id
+        self.agenda.pop(("step", workflow_id, number), None)
+        self.agenda.pop(("deadline", workflow_id, number), None)
+        if step.owner:
+            self._drop(step.owner, workflow_id, number)
+
+    def _refuse_step(self, run: Run, number: int) -> Refused:
+        if number not in run.cancelled and number > run.last_number:
+            return Refused(reason=Refusal.UNKNOWN)
+        reason = Refusal.CANCELLED if number in run.cancelled else Refusal.FINISHED
+        return Refused(reason=reason, message=None if run.record.status.is_closed else self._wake(run, again=True))
+
+    # -- wake-ups ----------------------------------------------------------------------------------------------------
+
+    def _message(self, run: Run) -> RunMessage:
+        record = run.record
+        return RunMessage(
+            workflow_id=record.workflow_id,
+            name=record.name,
+            envelope=record.envelope,
+            created_at=record.created_at,
+            first=record.token == 0,
+        )
+
+    def _wake(self, run: Run, *, again: bool = False) -> RunMessage | None:
+        """Mark the run woken if it has something to do and nobody sees to it; ``again``: also if it was marked."""
+        if run.record.owner is not None and not self._is_alive(run.record.owner):
+            self._free_lease(run)
+        if not run.has_unread or run.record.owner is not None or (run.woken and not again):
+            return None
+        if not run.woken:
+            run.woken, run.sends = True, 1
+            self.agenda["run", run.record.workflow_id, 0] = self.clock() + self._wait(0)
+        return self._message(run)
+
+    def _rearm(self, run: Run, delay: float) -> None:
+        run.woken, run.sends = True, 0
+        self.agenda["run", run.record.workflow_id, 0] = self.clock() + milliseconds(delay)
+
+    def _wait(self, sends: int) -> int:
+        """Return the wait before the next send of a message that was sent ``sends`` times."""
+        return milliseconds(min(self.timing.resend_after * 2 ** min(sends, 30), self.timing.resend_limit))
+
+    # -- owners ------------------------------------------------------------------------------------------------------
+
+    def _is_alive(self, owner: str | None) -> bool:
+        return owner is not None and self.agenda.get(("owner", _process(owner), 0), 0) > self.clock()
+
+    def _is_held(self, run: Run, owner: str) -> bool:
+        """Whether a live owner other than ``owner`` has the run's lease."""
+        return run.record.owner not in {None, owner} and self._is_alive(run.record.owner)
+
+    def _hold(self, owner: str, workflow_id: str, number: int) -> None:
+        """Put a thing into a process's hands; one that had expired has lost what it held before, and lives again."""
+        process = _process(owner)
+        if not self._is_alive(owner):
+            self._free(process)
+            self.agenda["owner", process, 0] = self.clock() + milliseconds(self.timing.owner_ttl)
+        self.held.setdefault(process, set()).add((workflow_id, number))
+
+    def _drop(self, owner: str, workflow_id: str, number: int) -> None:
+        process = _process(owner)
+        held = self.held.get(process, set())
+        held.discard((workflow_id, number))
+        if not held:
+            self.held.pop(process, None)
+
+    def _lease(self, run: Run, owner: str, known: int) -> Turn:
+        """Give the lease under a new token; a repeated call of the same owner finds what it was given."""
+        workflow_id = run.record.workflow_id
+        if run.record.owner != owner:
+            if run.record.owner is not None:
+                self._free_lease(run)
+            self._hold(owner, workflow_id, 0)
+            run.woken = False
+            run.update(token=run.record.token + 1, owner=owner)
+            self.agenda.pop(("run", workflow_id, 0), None)
+        lease = Lease(workflow_id=workflow_id, token=run.record.token, owner=owner)
+        return Turn(lease=lease, run=run.record, events=tuple(run.log[known : known + PAGE]), now=self.clock())
+
+    def _give_back(self, run: Run) -> None:
+        assert run.record.owner is not None  # noqa: S101 - callers checked the lease
+        self._drop(run.record.owner, run.record.workflow_id, 0)
+        run.update(owner=None)
+
+    def _free(self, process: str) -> None:
+        """Give back all that a dead process held, and forget the process."""
+        self.agenda.pop(("owner", process, 0), None)
+        for workflow_id, number in sorted(self.held.pop(process, set())):
+            run = self.run_table[workflow_id]
+            if number:
+                self._free_step(run, number)
+            else:
+                self._free_lease(run)
+
+    def _free_step(self, run: Run, number: int) -> None:
+        step = run.steps[number]
+        if step.owner:
+            self._drop(step.owner, run.record.workflow_id, number)
+        step.state, step.owner, step.sends, step.not_before = StepState.PENDING, None, 0, 0
+        step.lost, step.error = step.lost + 1, "the process that ran it was lost"
+        self.agenda["step", run.record.workflow_id, number] = self.clock()
+
+    def _free_lease(self, run: Run) -> None:
+        self._give_back(run)
+        failures = run.record.failures + 1
+        run.update(failures=failures, reason="the process that ran its turn was lost")
+        # The first loss is made good at once; a turn that kills its process again and again must not spin.
+        self._rearm(run, 0 if failures == 1 else min(2.0 ** min(failures - 2, 30), _LONGEST_BACKOFF))
+
+
+def _process(owner: str) -> str:
+    """Return the process part of an owner text ``<process>#<call>``."""
+    return owner.partition("#")[0]

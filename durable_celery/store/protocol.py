@@ -1,0 +1,526 @@
+"""The Store protocol: fifteen atomic verbs, and the records that they take and give.
+
+What a store keeps of a run: its record, its history, one small entry per open step, and what falls due (the *agenda*).
+Each verb is one atomic operation (one Lua script, one transaction) that checks before it writes. A verb that raised
+:class:`StoreUnavailableError` may have taken effect; every verb may be repeated then without harm.
+
+The life of a wake-up, which is where engines of this kind lose work:
+
+* an input is appended; if no live owner holds the run's lease and nobody was told yet, the store marks the run *woken*,
+  puts its wake-up into the agenda and tells the caller to publish a run message;
+* a turn takes the lease: the mark is cleared before the events are read;
+* its commit looks again: if inputs came meanwhile the lease is kept and they are in the reply, else it is released;
+* if the owner dies, what it held goes back to the agenda.
+
+So an open run with unread inputs always has a live owner, or an agenda entry.
+
+Owners are written ``<process>#<call>``. The process part lives while somebody renews it; a lease or claim is *held* by
+it, and goes back to the agenda when the process is renewed no more, or is said to be gone. The call part is new for
+each take, claim and finish, and makes repeating them safe: a ``take``, ``claim`` or ``finish`` that finds the lease or
+claim held by the very same owner text gives the same answer (same token, same attempt) again. A reply that was lost can
+thus be asked for again, and a lease whose reply never came can be released by its owner text alone.
+
+All instants are the store's clock, in milliseconds since 1970; all durations are seconds.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import TYPE_CHECKING, Literal, Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from durable_celery.events import Event, Recorded, StepCompleted, StepFailed, StepScheduled
+
+__all__ = [
+    "Appended",
+    "Claim",
+    "Committed",
+    "Finding",
+    "Finished",
+    "Lease",
+    "NewRun",
+    "PendingStep",
+    "Refusal",
+    "Refused",
+    "RunMessage",
+    "RunPage",
+    "RunRecord",
+    "RunStatus",
+    "Started",
+    "StepKey",
+    "StepMessage",
+    "StepState",
+    "Store",
+    "Sweep",
+    "Timing",
+    "Turn",
+]
+
+
+class RunStatus(StrEnum):
+    """What a run is doing."""
+
+    #: Written, its first turn has not been committed yet.
+    PENDING = "pending"
+    #: Its code has begun and has not ended.
+    RUNNING = "running"
+    #: Parked: code and history disagree, or the code cannot be loaded. Tried again by itself.
+    BLOCKED = "blocked"
+    COMPLETED = "completed"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether the run has ended."""
+        return self in {RunStatus.COMPLETED, RunStatus.FAILED, RunStatus.CANCELLED}
+
+
+class StepState(StrEnum):
+    """What a step that has no recorded outcome is doing."""
+
+    #: To be executed: its message is on its way, or waits for a retry to fall due.
+    PENDING = "pending"
+    #: An owner executes an attempt.
+    CLAIMED = "claimed"
+    #: A child run exists and will report.
+    CHILD = "child"
+    #: The workflow does not want it any more, and the child run is still to be told.
+    CANCELLING = "cancelling"
+
+
+class Refusal(StrEnum):
+    """Why a claim or a take was refused."""
+
+    #: No such run or step in the store.
+    UNKNOWN = "unknown"
+    #: The step has its outcome, or its closed run needs none.
+    FINISHED = "finished"
+    #: The workflow cancelled the step.
+    CANCELLED = "cancelled"
+    #: A live owner holds it.
+    HELD = "held"
+    #: A retry is waiting for its due time.
+    EARLY = "early"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Timing:
+    """The waits that a store puts into the agenda, all in seconds."""
+
+    #: How long an owner lives after a renewal.
+    owner_ttl: float = 10.0
+    #: When a published message that nobody picked up is sent again for the first time; each time doubles it.
+    resend_after: float = 10.0
+    #: Longest wait between two sends of one message.
+    resend_limit: float = 300.0
+    #: How long a closed and delivered run is kept.
+    retention: float = 7 * 86400.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepKey:
+    """Names one step of one run. Its text is the idempotency key."""
+
+    workflow_id: str
+    run: int
+    number: int
+
+    def __str__(self) -> str:
+        return f"{self.workflow_id}/{self.run}.{self.number}"
+
+    @classmethod
+    def parse(cls, text: str) -> StepKey | None:
+        """Read an idempotency key; None where the text is none."""
+        workflow_id, slash, place = text.rpartition("/")
+        run, dot, number = place.partition(".")
+        if not (workflow_id and slash and dot and run.isdecimal() and number.isdecimal()):
+            return None
+        return cls(workflow_id=workflow_id, run=int(run), number=int(number))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NewRun:
+    """What a start writes."""
+
+    workflow_id: str
+    #: Name of the durable task.
+    name: str
+    #: The encoded ``[args, kwargs]``.
+    payload: str
+    #: Digest of the payload: a second start must have the same.
+    digest: str
+    #: Options with which the run's Celery messages are published (JSON text); opaque to the store.
+    envelope: str = "{}"
+    #: Seconds from now until the code may begin; 0 is at once.
+    delay: float = 0.0
+    #: Seconds from now after which the run does not begin any more, or None.
+    expires: float | None = None
+    #: Step of the parent that waits for this run, or None.
+    parent: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunMessage:
+    """A run's Celery message, to be published: take a turn, or deliver the end."""
+
+    workflow_id: str
+    name: str
+    envelope: str
+    #: When the run was started (ms since 1970).
+    created_at: int
+    #: Whether no turn has been taken yet, so that this message is the first that a monitor sees.
+    first: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepMessage:
+    """A step's Celery message, to be published (or a child run, to be started)."""
+
+    key: StepKey
+    #: Name, options and arguments of the call.
+    scheduled: StepScheduled
+    #: Name of the workflow that called it.
+    workflow: str
+    #: The run's envelope.
+    envelope: str
+    #: The attempt that the message is for, from 1.
+    attempt: int = 1
+    #: How often the task asked Celery for a retry (``self.request.retries``).
+    retries: int = 0
+    #: Arguments that a ``self.retry(args=...)`` put in place of the scheduled ones (encoded), or None.
+    override: str | None = None
+    #: Whether the child run is to be cancelled instead of started.
+    cancel: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PendingStep:
+    """An open step, for people."""
+
+    number: int
+    state: StepState
+    #: Attempts claimed so far.
+    attempt: int
+    #: Attempts that ended with the loss of their process.
+    lost: int
+    #: Owner of the running attempt, or None.
+    owner: str | None
+    #: Summary of the last failed attempt, or None.
+    error: str | None
+    #: When a retry falls due (ms since 1970), or None.
+    due_at: int | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunRecord:
+    """The state of a run, without its history."""
+
+    workflow_id: str
+    name: str
+    status: RunStatus
+    created_at: int
+    #: Which execution of the workflow id this is, from 1.
+    run: int = 1
+    closed_at: int | None = None
+    #: Number of events.
+    length: int = 0
+    #: The seq up to which turns have read.
+    read: int = 0
+    #: The newest fencing token; 0 if no turn has been taken.
+    token: int = 0
+    #: Owner of the turn that runs now, or None.
+    owner: str | None = None
+    #: What the run waits for, in words.
+    waiting: str = ""
+    #: Why the run is blocked, or "".
+    reason: str = ""
+    #: How many turns in a row failed or were lost; rules the wait before the next.
+    failures: int = 0
+    parent: str | None = None
+    envelope: str = "{}"
+    #: Whether Celery has stored the end and fired its callbacks.
+    delivered: bool = False
+    #: Open steps; filled by ``get`` only.
+    steps: tuple[PendingStep, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Started:
+    """Answer of ``start``."""
+
+    #: Whether this call made the run; False: it was there already, with the same arguments.
+    created: bool
+    #: The message to publish; None where the run is not to begin yet, or was there already.
+    message: RunMessage | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Appended:
+    """Answer of ``append``."""
+
+    #: False if an input with the same key was there already.
+    added: bool
+    #: The message to publish, or None where somebody else will see the input.
+    message: RunMessage | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Lease:
+    """The right to write outputs, until a newer token is given out."""
+
+    workflow_id: str
+    #: Grows with each lease of the run; the store refuses writes with an older one.
+    token: int
+    #: Who has it: ``<process>#<call>``.
+    owner: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Turn:
+    """A lease with what the turn needs to begin."""
+
+    lease: Lease
+    run: RunRecord
+    #: The first page of events after the position that the caller knew; ``run.length`` tells whether more follow.
+    events: tuple[Recorded, ...]
+    #: The store's clock, ms since 1970.
+    now: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Refused:
+    """A claim or take that was refused."""
+
+    reason: Refusal
+    #: A message to publish all the same, because the one that was refused may have been the only one.
+    message: RunMessage | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Committed:
+    """Answer of ``commit``."""
+
+    #: Inputs that came meanwhile: the first page of events after the caller's position and before its own outputs.
+    #: Where more came, :meth:`Store.history` has them all, followed by the outputs.
+    events: tuple[Recorded, ...]
+    #: Length of the history, the outputs just written included.
+    length: int
+    #: Whether the caller still has the lease.
+    held: bool
+    now: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Claim:
+    """The right to execute one attempt of a step and to record its outcome."""
+
+    key: StepKey
+    token: int
+    owner: str
+    #: Which attempt this is, from 1.
+    attempt: int
+    #: How many earlier attempts lost their process.
+    lost: int
+    #: How often the task asked Celery for a retry.
+    retries: int
+    scheduled: StepScheduled
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finished:
+    """Answer of ``finish``."""
+
+    #: Whether the outcome went into the history: False if the claim was stale, the step cancelled or the run closed.
+    recorded: bool
+    #: The lease, if the caller asked for it and it was free.
+    turn: Turn | None = None
+    #: The message to publish, or None.
+    message: RunMessage | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sweep:
+    """What fell due and has to be published. Timers, deadlines and dead owners are settled inside the store."""
+
+    messages: tuple[RunMessage | StepMessage, ...] = ()
+    #: Whether more is due than this sweep took.
+    more: bool = False
+    #: Seconds until the next entry falls due, or None for an empty agenda.
+    next_in: float | None = None
+    #: How many entries of each kind were settled, for metrics and tests.
+    counts: Mapping[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finding:
+    """What is to be said about a store's server: a setting, what it costs as measured, and the cure."""
+
+    #: ``error``: work would be lost or refused. ``warning``: work may be lost in a crash. ``info``: good to know.
+    level: Literal["error", "warning", "info"]
+    #: The setting that was looked at.
+    check: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunPage:
+    """A part of the list of runs, newest first."""
+
+    runs: tuple[RunRecord, ...]
+    #: Give it to the next call; None at the end.
+    cursor: str | None
+
+
+class Store(Protocol):
+    """Fifteen atomic verbs. One contract suite (``tests/store``) runs over every implementation.
+
+    Raises, from any verb:
+        StoreUnavailableError: no answer; the verb may have taken effect and may be repeated.
+    """
+
+    def start(self, new: NewRun) -> Started:
+        """Create a run with its first event, or find the one that is there (client, worker).
+
+        With a delay the run waits for timer 0. With ``expires`` and no delay the message is given at once all the same.
+
+        Raises:
+            WorkflowConflictError: the id is taken by another workflow or other arguments; nothing was written.
+        """
+        ...
+
+    def append(self, workflow_id: str, event: Event, *, key: str) -> Appended:
+        """Add an input once per ``key`` (client, worker).
+
+        A :class:`CancelRequested` after the first one is not added, whatever its key. ``TimerFired(0)`` is added only
+        once, and takes the gate's agenda entry away.
+
+        Raises:
+            WorkflowNotFoundError: there is no such run.
+            WorkflowClosedError: the run has ended and no input with this key was accepted before.
+        """
+        ...
+
+    def take(self, workflow_id: str, owner: str, *, known: int) -> Turn | Refused:
+        """Take the run's lease under a new token, unless a live owner has it; read the events after ``known`` (worker).
+
+        Clears the wake mark before it reads. A closed run that is delivered is refused as FINISHED; one that is not
+        yet delivered gives its lease, for the delivery.
+        """
+        ...
+
+    def commit(self, lease: Lease, outputs: Sequence[Event], *, read: int, waiting: str, hold: bool) -> Committed:
+        """Append the outputs of a turn, with all that follows from them (worker).
+
+        ``read`` is the seq up to which the caller has seen the history (its own outputs counted): whatever comes after
+        it is new. Steps get their entry and their first resend, timers their due time, cancelled commands lose both, a
+        terminal event closes the run and puts the delivery into the agenda. A step with a ``timeout`` option gets a
+        deadline. The lease is kept if ``hold`` or if there are new inputs, else given back.
+        A terminal event closes the run even if inputs came meanwhile: they are too late.
+
+        A commit that has taken effect and comes again is known by its position and its outputs, and gets its answer
+        again. So ``read`` is never less than the length that the last commit of the run returned.
+
+        Raises:
+            StaleLeaseError: the token is not the newest, the lease went to nobody, the run is closed and there are
+                outputs, or ``read`` lies before the last commit; nothing was written.
+        """
+        ...
+
+    def release(self, workflow_id: str, owner: str, *, delay: float, reason: str = "") -> None:
+        """Give the lease back without a result; the run is woken again after ``delay`` (worker).
+
+        The lease is known by its owner text; a lease that is not the run's any more is ignored. A ``reason`` makes the
+        run *blocked*; the next commit makes it running again. Counts as one failure.
+        """
+        ...
+
+    def deliver(self, lease: Lease) -> None:
+        """Note that a closed run's end was delivered, give its lease back, begin its retention (worker).
+
+        A lease that is not the run's any more is ignored.
+        """
+        ...
+
+    def claim(self, key: StepKey, owner: str) -> Claim | Refused:
+        """Begin an attempt of a step, counted before it runs (worker)."""
+        ...
+
+    def finish(
+        self,
+        key: StepKey,
+        outcome: StepCompleted | StepFailed,
+        *,
+        token: int | None,
+        take_over: str | None = None,
+        known: int = 0,
+    ) -> Finished:
+        """Record a step's outcome, once (worker).
+
+        ``token`` is the claim's; None is for outcomes from outside a claim: a child run's end, a revoked step. With
+        ``take_over`` (an owner) the run's lease is taken in the same operation, if it is free, as by :meth:`take`.
+        An outcome that is not recorded (stale, repeated) still gives the lease or the message if the run has unread
+        inputs and nobody alive has its lease.
+        """
+        ...
+
+    def postpone(
+        self,
+        key: StepKey,
+        owner: str,
+        *,
+        delay: float,
+        error: str,
+        retries: int | None = None,
+        override: str | None = None,
+    ) -> bool:
+        """End an attempt without an outcome; the step is sent again after ``delay`` (worker).
+
+        ``retries`` and ``override`` stay as they were if they are None.
+        The claim is known by its owner text, as in :meth:`release`; False if it is not the step's any more.
+        """
+        ...
+
+    def settle(self, key: StepKey, *, cancel: bool = False) -> None:
+        """Note that a child run exists, or, with ``cancel``, that it was told to cancel (worker).
+
+        The first makes a PENDING entry a CHILD, or takes it away where the run is closed: nobody waits for it. The
+        second takes a CANCELLING entry away. Each leaves alone what the other one is for: a workflow may cancel a child
+        between its start and the note of its start, and it must still be told.
+        """
+        ...
+
+    def renew(self, owners: Sequence[str], gone: Sequence[str] = ()) -> tuple[str, ...]:
+        """Keep processes alive for ``owner_ttl`` more, expire those that are gone, return all known ones (worker).
+
+        A process that is renewed after it expired first loses all that it held; so does one that takes or claims
+        something after it expired. ``take`` and ``claim`` by a process that was never renewed make it known, for one
+        ``owner_ttl``.
+        """
+        ...
+
+    def sweep(self, limit: int = 100) -> Sweep:
+        """Settle up to ``limit`` entries that are due, each at most once per due time (worker).
+
+        Due timers and deadlines append their event and wake the run; what a dead owner held falls due at once; a run's
+        or step's message is given back to be published, and falls due again after a wait that doubles each time; runs
+        past their retention are deleted.
+        """
+        ...
+
+    def get(self, workflow_id: str) -> RunRecord | None:
+        """Return the record of a run with its open steps (client)."""
+        ...
+
+    def history(self, workflow_id: str, *, after: int = 0, limit: int = 1000) -> list[Recorded]:
+        """Return up to ``limit`` events after seq ``after``, in order (client, worker)."""
+        ...
+
+    def runs(
+        self, *, status: RunStatus | None = None, name: str | None = None, cursor: str | None = None, limit: int = 50
+    ) -> RunPage:
+        """Return runs, newest first (client)."""
+        ...

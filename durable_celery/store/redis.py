@@ -1,0 +1,514 @@
+"""The store on Redis or Valkey, one server or a cluster: each verb is one Lua script over the keys of one shard.
+
+The scripts stand in ``lua/``, one for each verb; ``lua/common.lua`` draws the keys and is the place to read first. This
+module sends them and turns answers into records; it decides nothing. Invariant: whatever a verb reads and writes
+lies under one hash tag, ``<namespace>:{<shard>}:``, with shard = crc32(workflow id) modulo the number of shards, so one
+script on one slot sees all of it. The server's clock is the only clock.
+
+Memory and time: a script touches as many things as it has arguments, or as one owner holds; only the end of a run looks
+at all commands that are still open.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from functools import cache
+from hashlib import sha1
+from operator import methodcaller
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+from urllib.parse import parse_qs, urlsplit
+from zlib import crc32
+
+import redis
+from redis.backoff import ExponentialBackoff
+from redis.cluster import RedisCluster
+from redis.exceptions import (
+    AskError,
+    AuthenticationError,
+    AuthorizationError,
+    BusyLoadingError,
+    ClusterError,
+    NoPermissionError,
+    NoScriptError,
+    OutOfMemoryError,
+    ReadOnlyError,
+    RedisClusterException,
+    RedisError,
+    ResponseError,
+    TryAgainError,
+)
+from redis.retry import Retry
+
+from durable_celery.codec import Codec, failure_of
+from durable_celery.errors import (
+    ConfigurationError,
+    StaleLeaseError,
+    StepTimeoutError,
+    StoreError,
+    StoreUnavailableError,
+    WorkflowClosedError,
+    WorkflowConflictError,
+    WorkflowNotFoundError,
+)
+from durable_celery.events import Event, Recorded, RunStarted, StepCompleted, StepFailed, encode
+from durable_celery.store.protocol import (
+    Appended,
+    Claim,
+    Committed,
+    Finding,
+    Finished,
+    Lease,
+    NewRun,
+    Refusal,
+    Refused,
+    RunMessage,
+    RunPage,
+    RunRecord,
+    RunStatus,
+    Started,
+    StepKey,
+    StepMessage,
+    Sweep,
+    Timing,
+    Turn,
+)
+from durable_celery.store.redis_checks import check_server
+from durable_celery.store.redis_replies import (
+    Head,
+    events_of,
+    input_kind,
+    milliseconds,
+    open_steps,
+    output_words,
+    printable,
+    read_message,
+    read_record,
+    read_turn,
+    scheduled_step,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+__all__ = ["RedisStore"]
+
+Client = redis.Redis | RedisCluster
+
+#: Version of the keys and their values; recorded beside the number of shards.
+LAYOUT = 1
+#: Events that one reply carries at most.
+PAGE = 200
+#: Words by which a server says: not now. redis-py takes off those that it has a class for; Redis 6.2 wraps an error
+#: inside a script, so that the word may stand anywhere.
+_NOT_NOW = re.compile(r"\b(READONLY|MISCONF|NOREPLICAS|BUSY|UNKILLABLE|LOADING|CLUSTERDOWN|MASTERDOWN|TRYAGAIN)\b")
+
+
+class RedisStore:
+    """A :class:`~durable_celery.store.protocol.Store` on Redis or Valkey, one server or a cluster; safe for threads.
+
+    Safe across forks as well: a child makes its own connections.
+
+    Args:
+        client: Talks to the server. Its own retry rules apply; every verb may be repeated.
+        namespace: First part of all keys. Stores with different namespaces never meet.
+        shards: In how many parts the keys are divided, each on one slot of a cluster. Fixed at first use.
+        timing: The waits that go into the agenda.
+    """
+
+    def __init__(
+        self,
+        client: Client,
+        *,
+        namespace: str = "durable",
+        shards: int = 1,
+        timing: Timing = Timing(),  # noqa: B008 - frozen
+    ) -> None:
+        self._setup(_Server(lambda: client, namespace, shards, timing), timing)
+
+    @classmethod
+    def from_url(
+        cls,
+        url: str,
+        *,
+        namespace: str = "durable",
+        shards: int = 1,
+        timing: Timing = Timing(),  # noqa: B008 - frozen
+        cluster: bool = False,
+    ) -> Self:
+        """Make a store for a ``redis://``, ``rediss://``, ``unix://`` or (kombu's) ``redis+socket://`` URL.
+
+        No connection is made before the first verb. A server that does not answer is tried again for about a second.
+        """
+        store = cls.__new__(cls)
+        server = _Server(lambda: _connect(url, cluster=cluster), namespace, shards, timing)
+        store._setup(server, timing)  # noqa: SLF001 - our own
+        return store
+
+    def _setup(self, server: _Server, timing: Timing) -> None:
+        self._server, self.timing = server, timing
+        self._first_shard = 0
+        error = StepTimeoutError("the step did not end within its timeout of @TIMEOUT@ s")
+        self._timeout_failure = failure_of(error, Codec())
+
+    # -- the life of a run -------------------------------------------------------------------------------------------
+
+    def start(self, new: NewRun) -> Started:
+        """See :meth:`Store.start`."""
+        header = encode(RunStarted(name=new.name, parent=new.parent))
+        expires = "" if new.expires is None else milliseconds(new.expires)
+        created, answer = self._verb(
+            "start",
+            new.workflow_id,
+            f"{new.digest}\n{new.name}",
+            f"\n{new.parent or ''}\n{new.envelope}",
+            header,
+            new.payload,
+            milliseconds(new.delay),
+            expires,
+        )
+        if created < 0:
+            head = Head(answer)
+            raise WorkflowConflictError(new.workflow_id, f"{head.name} ({head.digest})", f"{new.name} ({new.digest})")
+        return Started(created=bool(created), message=_run_message(answer))
+
+    def append(self, workflow_id: str, event: Event, *, key: str) -> Appended:
+        """See :meth:`Store.append`."""
+        added, *rest = self._verb("append", workflow_id, key, input_kind(event), encode(event))
+        if added == -1:
+            raise WorkflowNotFoundError(workflow_id)
+        if added < 0:
+            raise WorkflowClosedError(workflow_id, rest[0])
+        return Appended(added=bool(added), message=_run_message(rest[0]))
+
+    def take(self, workflow_id: str, owner: str, *, known: int) -> Turn | Refused:
+        """See :meth:`Store.take`."""
+        kind, answer = self._verb("take", workflow_id, owner, known)
+        return read_turn(answer, owner, known) if kind == "turn" else Refused(reason=Refusal(answer))
+
+    def commit(self, lease: Lease, outputs: Sequence[Event], *, read: int, waiting: str, hold: bool) -> Committed:
+        """See :meth:`Store.commit`."""
+        done, *answer = self._verb(
+            "commit",
+            lease.workflow_id,
+            lease.token,
+            lease.owner,
+            read,
+            printable(waiting),
+            int(hold),
+            *output_words(outputs),
+        )
+        if not done:
+            token, owner, position = answer
+            raise StaleLeaseError(
+                f"lease {lease.token} of workflow {lease.workflow_id!r} is stale, nothing was written: {token} is the "
+                f"newest, held by {owner or 'nobody'}, and the turn stood at {read} of {position} committed events"
+            )
+        lines, length, held, now = answer
+        return Committed(events=events_of(lines, read), length=length, held=bool(held), now=now)
+
+    def release(self, workflow_id: str, owner: str, *, delay: float, reason: str = "") -> None:
+        """See :meth:`Store.release`."""
+        self._verb("release", workflow_id, owner, milliseconds(delay), printable(reason))
+
+    def deliver(self, lease: Lease) -> None:
+        """See :meth:`Store.deliver`."""
+        self._verb("deliver", lease.workflow_id, lease.owner)
+
+    # -- the life of a step ------------------------------------------------------------------------------------------
+
+    def claim(self, key: StepKey, owner: str) -> Claim | Refused:
+        """See :meth:`Store.claim`."""
+        kind, *answer = self._verb("claim", key.workflow_id, key.run, key.number, owner)
+        if kind == "refused":
+            return Refused(reason=Refusal(answer[0]), message=_run_message(answer[1]))
+        attempt, lost, retries, line = answer
+        return Claim(
+            key=key,
+            token=attempt,
+            owner=owner,
+            attempt=attempt,
+            lost=lost,
+            retries=retries,
+            scheduled=scheduled_step(line),
+        )
+
+    def finish(
+        self,
+        key: StepKey,
+        outcome: StepCompleted | StepFailed,
+        *,
+        token: int | None,
+        take_over: str | None = None,
+        known: int = 0,
+    ) -> Finished:
+        """See :meth:`Store.finish`."""
+        recorded, turn, message = self._verb(
+            "finish",
+            key.workflow_id,
+            key.run,
+            key.number,
+            "" if token is None else token,
+            encode(outcome),
+            take_over or "",
+            known,
+        )
+        return Finished(
+            recorded=bool(recorded),
+            turn=read_turn(turn, take_over, known) if turn and take_over else None,
+            message=_run_message(message),
+        )
+
+    def postpone(
+        self,
+        key: StepKey,
+        owner: str,
+        *,
+        delay: float,
+        error: str,
+        retries: int | None = None,
+        override: str | None = None,
+    ) -> bool:
+        """See :meth:`Store.postpone`."""
+        words = (owner, milliseconds(delay), printable(error), "" if retries is None else retries, override or "")
+        return bool(self._verb("postpone", key.workflow_id, key.number, *words))
+
+    def settle(self, key: StepKey, *, cancel: bool = False) -> None:
+        """See :meth:`Store.settle`."""
+        self._verb("settle", key.workflow_id, key.number, int(cancel))
+
+    # -- what falls due ----------------------------------------------------------------------------------------------
+
+    def renew(self, owners: Sequence[str], gone: Sequence[str] = ()) -> tuple[str, ...]:
+        """See :meth:`Store.renew`."""
+        known: set[str] = set()
+        for shard in range(self._server.shards):
+            known.update(self._server.script("renew", shard, len(owners), *owners, *gone))
+        return tuple(sorted(known))
+
+    def sweep(self, limit: int = 100) -> Sweep:
+        """See :meth:`Store.sweep`. The shards take turns at being the first, so none is starved by the limit."""
+        first = self._first_shard = (self._first_shard + 1) % self._server.shards
+        messages: list[RunMessage | StepMessage] = []
+        counts: dict[str, int] = {}
+        waits: list[int] = []
+        for shard in (*range(first, self._server.shards), *range(first)):
+            room = limit - sum(counts.values())
+            if room <= 0:
+                waits.append(0)
+                break
+            sent, settled, _, wait = self._server.script("sweep", shard, room, self._timeout_failure)
+            messages += map(read_message, sent)
+            for kind, number in zip(settled[::2], settled[1::2], strict=True):
+                counts[kind] = counts.get(kind, 0) + number
+            waits += [] if wait is None else [wait]
+        next_in = min(waits, default=None)
+        return Sweep(
+            messages=tuple(messages),
+            more=next_in == 0,
+            next_in=None if next_in is None else next_in / 1000,
+            counts=counts,
+        )
+
+    # -- looking -----------------------------------------------------------------------------------------------------
+
+    def get(self, workflow_id: str) -> RunRecord | None:
+        """See :meth:`Store.get`."""
+        answer = self._verb("get", workflow_id)
+        return None if answer is None else read_record(answer[0], open_steps(answer[1]))
+
+    def history(self, workflow_id: str, *, after: int = 0, limit: int = 1000) -> list[Recorded]:
+        """See :meth:`Store.history`. Read in pages; the log only grows, so they fit together."""
+        events: list[Recorded] = []
+        log = self._server.key(self._server.shard_of(workflow_id), f"log:{workflow_id}")
+        while len(events) < limit:
+            begin, end = after + len(events), after + min(limit, len(events) + PAGE)
+            lines = self._server.ask(methodcaller("lrange", log, begin + 1, end))
+            events += events_of(lines, begin)
+            if len(lines) < end - begin:
+                break
+        return events
+
+    def runs(
+        self, *, status: RunStatus | None = None, name: str | None = None, cursor: str | None = None, limit: int = 50
+    ) -> RunPage:
+        """See :meth:`Store.runs`. Runs that do not match are read and passed over."""
+        which = "" if status is None else "closed" if status.is_closed else "open"
+        place = cursor or "+inf:"
+        found: list[RunRecord] = []
+        # One more than asked for tells whether another page follows.
+        while len(found) <= limit and (rows := self._rows(which, place, limit + 1)):
+            found += [row for row in rows if status in {None, row.status} and name in {None, row.name}]
+            place = _place(rows[-1])
+        more = len(found) > limit
+        return RunPage(runs=tuple(found[:limit]), cursor=_place(found[limit - 1]) if more else None)
+
+    def _rows(self, which: str, place: str, limit: int) -> list[RunRecord]:
+        """Return the ``limit`` newest runs after a place in the list, over all shards."""
+        created_at, _, last = place.partition(":")
+        rows = [
+            read_record(reply)
+            for shard in range(self._server.shards)
+            for reply in self._server.script("runs", shard, which, created_at, last, limit)
+        ]
+        return sorted(rows, key=lambda row: (row.created_at, row.workflow_id), reverse=True)[:limit]
+
+    def findings(self) -> list[Finding]:
+        """Return what is to be said about the server's settings, its durability class first of all."""
+        return self._server.findings()
+
+    def _verb(self, name: str, workflow_id: str, *words: str | int) -> Any:
+        return self._server.script(name, self._server.shard_of(workflow_id), workflow_id, *words)
+
+
+class _Server:
+    """One namespace on a server or cluster: how a script gets there, and how its errors become ours."""
+
+    def __init__(self, connect: Callable[[], Client], namespace: str, shards: int, timing: Timing) -> None:
+        if not namespace or set(namespace) & set("{}") or shards < 1:
+            raise ConfigurationError(
+                f"namespace {namespace!r} with {shards} shards: a namespace takes characters other than braces, "
+                "and there is at least one shard"
+            )
+        self.namespace, self.shards = namespace, shards
+        waits = (timing.owner_ttl, timing.resend_after, timing.resend_limit, timing.retention)
+        self._waits = " ".join(str(milliseconds(wait)) for wait in waits)
+        self._layout_key, self._layout = f"{namespace}:layout", {"layout": LAYOUT, "shards": shards}
+        self._connect = connect
+        self._client: Client | None = None
+        self._pid = 0
+        self._is_checked = False
+
+    def shard_of(self, workflow_id: str) -> int:
+        return crc32(workflow_id.encode()) % self.shards
+
+    def key(self, shard: int, name: str) -> str:
+        return f"{self.namespace}:{{{shard}}}:{name}"
+
+    def script(self, name: str, shard: int, *words: str | int) -> Any:
+        """Run a verb's script on a shard."""
+        if not self._is_checked:
+            self._note_layout()
+        text, digest = script(name)
+        arguments = (1, self.key(shard, "agenda"), self._waits, *words)
+
+        def run(client: Any) -> Any:
+            try:
+                return client.evalsha(digest, *arguments)
+            except NoScriptError:
+                return client.eval(text, *arguments)
+
+        return self.ask(run)
+
+    def ask(self, question: Callable[[Any], Any]) -> Any:
+        """Ask the server, and say in our own errors what went wrong."""
+        try:
+            return _as_text(question(self._connected()))
+        except (AuthenticationError, AuthorizationError, NoPermissionError) as error:
+            raise ConfigurationError(f"the Redis server does not allow this: {error}") from error
+        except ResponseError as error:
+            raise _refusal(error) from error
+        except (RedisError, RedisClusterException, OSError) as error:
+            raise StoreUnavailableError(f"the Redis server does not answer: {error}") from error
+
+    def findings(self) -> list[Finding]:
+        """Ask each primary about its settings; refuse another layout. Writes nothing."""
+        client: Any = self._connected()
+        nodes = client.get_primaries() if isinstance(client, RedisCluster) else [None]  # type: ignore[no-untyped-call]  # redis-py
+        found: list[Finding] = []
+        for node in nodes:
+            to = {} if node is None else {"target_nodes": node}
+            found += [item for item in self._check(to) if item not in found]
+        self._compare_layout()
+        return found
+
+    def _check(self, to: dict[str, Any]) -> list[Finding]:
+        info = self.ask(lambda client: client.info(**to))
+        try:
+            setting = self.ask(lambda client: client.config_get("appendfsync", **to))
+        except (StoreError, ConfigurationError):
+            # Managed servers often refuse CONFIG; the check says that it does not know.
+            setting = {}
+        return check_server(info, setting.get("appendfsync"))
+
+    def _note_layout(self) -> None:
+        """Record the layout at first use of the namespace, or find it there."""
+        self.ask(methodcaller("setnx", self._layout_key, json.dumps(self._layout)))
+        self._compare_layout()
+        self._is_checked = True
+
+    def _compare_layout(self) -> None:
+        """Refuse a layout that another process did not have: its runs would not be found."""
+        text = self.ask(methodcaller("get", self._layout_key))
+        if text is not None and (theirs := json.loads(text)) != self._layout:
+            raise ConfigurationError(
+                f"namespace {self.namespace!r} was made with {theirs}, and this process has {self._layout}: runs would "
+                "not be found. Set the number of shards back, or use another namespace"
+            )
+
+    def _connected(self) -> Client:
+        # A cluster client holds locks and node tables that do not survive a fork in the middle of their use.
+        if self._client is None or self._pid != os.getpid():
+            self._client, self._pid = self._connect(), os.getpid()
+        return self._client
+
+
+def _refusal(error: ResponseError) -> StoreError:
+    text = str(error)
+    if isinstance(error, OutOfMemoryError) or "OOM command not allowed" in text:
+        # Whoever has an outcome in hand waits, as for a server that is away: room may be made.
+        return StoreUnavailableError(
+            f"the Redis server is at its memory limit and refused the write, nothing was written: {text}"
+        )
+    if isinstance(error, ReadOnlyError | ClusterError | TryAgainError | AskError) or _NOT_NOW.search(text):
+        return StoreUnavailableError(f"the Redis server refuses work for now: {text}")
+    return StoreError(f"the Redis server refused: {text}")
+
+
+def _run_message(reply: Sequence[Any] | None) -> RunMessage | None:
+    message = read_message(reply) if reply else None
+    return message if isinstance(message, RunMessage) else None
+
+
+def _place(record: RunRecord) -> str:
+    return f"{record.created_at}:{record.workflow_id}"
+
+
+def _as_text(reply: Any) -> Any:
+    """Return a reply with text for bytes: the client may or may not decode."""
+    if isinstance(reply, bytes):
+        return reply.decode()
+    if isinstance(reply, list):
+        return [_as_text(item) for item in reply]
+    if isinstance(reply, dict):
+        return {_as_text(key): _as_text(value) for key, value in reply.items()}
+    return reply
+
+
+@cache
+def script(name: str) -> tuple[str, str]:
+    """Return the text of a verb's script, with what all share before it, and its digest."""
+    folder = Path(__file__).with_name("lua")
+    text = "\n".join((folder / f"{part}.lua").read_text() for part in ("common", name))
+    return text, sha1(text.encode()).hexdigest()  # noqa: S324 - Redis names scripts by SHA-1
+
+
+def _connect(url: str, *, cluster: bool) -> Client:
+    # Three more tries within half a second: enough for a restart of a proxy, too short to hide an outage.
+    retry = Retry(ExponentialBackoff(cap=0.3, base=0.05), 3)
+    options: dict[str, Any] = {"decode_responses": True, "socket_timeout": 5, "socket_connect_timeout": 5}
+    if cluster:
+        return RedisCluster.from_url(url, retry=retry, **options)
+    return redis.Redis.from_url(_plain_url(url), retry=retry, retry_on_error=[BusyLoadingError], **options)
+
+
+def _plain_url(url: str) -> str:
+    """Return a URL as redis-py spells it: kombu writes ``redis+socket:///path?virtual_host=0`` for a Unix socket."""
+    parts = urlsplit(url)
+    if parts.scheme not in {"redis+socket", "socket"}:
+        return url
+    database = parse_qs(parts.query).get("virtual_host", ["0"])[0]
+    login = f"{parts.netloc.rpartition('@')[0]}@" if "@" in parts.netloc else ""
+    return f"unix://{login}{parts.path}?db={database.strip('/') or 0}"

@@ -1,0 +1,359 @@
+"""The durable task: the Celery task of a workflow, and ``@durable_task``, which makes it.
+
+What a caller does with a task (start it, look at its result) and what a worker does with its messages is here; the
+engine does the work. Invariant: an end is noted as delivered only after Celery has stored the result and fired the
+callbacks; whatever goes wrong before that, the agenda sends the run's message again.
+"""
+
+from __future__ import annotations
+
+import copyreg
+import functools
+import inspect
+import logging
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, TypeVar, overload
+
+from celery import Task, current_app, shared_task, signals, states
+from celery.exceptions import Ignore, TaskPredicate
+from celery.utils import uuid
+
+from durable_celery.app import EAGER, binding_of
+from durable_celery.client import WorkflowHandle
+from durable_celery.codec import check_id, digest, rebuild
+from durable_celery.dispatch import ETA, HEADER, envelope, envelope_of_request, shown, took
+from durable_celery.errors import ConfigurationError, DurableError, RemoteError, WorkflowConflictError
+from durable_celery.events import RunCancelled, RunCompleted, RunFailed
+from durable_celery.policy import type_name
+from durable_celery.rows import close_rows
+from durable_celery.store.protocol import NewRun
+from durable_celery.waits import RunWaits
+from durable_celery.workflow import AsyncWorkflowContext, Definition, WorkflowContext
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Mapping, Sequence
+
+    from celery import Celery
+
+    from durable_celery.app import Binding
+    from durable_celery.engine import Ending
+
+__all__ = ["DurableTask", "durable_task"]
+
+_log = logging.getLogger(__name__)
+
+P = ParamSpec("P")
+R = TypeVar("R")
+R_co = TypeVar("R_co", covariant=True)
+
+
+class DurableTask(Task, Generic[P, R_co]):
+    """The Celery task of a workflow.
+
+    Its messages only wake the run: the worker takes the run's lease, goes on as far as it can, and ends the message
+    without a final state while the run is open. The last message delivers the end, so that Celery stores the result and
+    fires the callbacks, once.
+    """
+
+    abstract = True
+    is_durable = True
+    # A message that is lost with its process comes at once where the broker can do that; else the agenda sends it.
+    acks_late = True
+    reject_on_worker_lost = True
+    # The request sends the run's events; the strategy would send one task-received for each message.
+    send_events = False
+    Request = "durable_celery.request:RunRequest"
+    Strategy = "durable_celery.request:strategy"
+    #: The user's function; set by the decorator.
+    workflow: Callable[..., Any]
+
+    if TYPE_CHECKING:
+        # Celery has no types of its own; this is never None here.
+        name: str
+
+        # So that a workflow may call it as a step, with its types.
+        def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R_co: ...  # noqa: D102
+
+    @functools.cached_property
+    def definition(self) -> Definition:
+        """The workflow's name and code."""
+        return Definition(name=self.name, function=inspect.unwrap(type(self).workflow))
+
+    @property
+    def _own_app(self) -> Celery:
+        app: Any = self._get_app()
+        return app
+
+    @property
+    def binding(self) -> Binding:
+        """The binding of the task's app."""
+        return binding_of(self._own_app)
+
+    def delay(self, *args: P.args, **kwargs: P.kwargs) -> WorkflowHandle[R_co]:
+        """Start the workflow with these arguments; see :meth:`apply_async`."""
+        return self.apply_async(args, kwargs)
+
+    def apply_async(  # noqa: PLR0917 - Celery's signature
+        self,
+        args: Sequence[Any] | None = None,
+        kwargs: Mapping[str, Any] | None = None,
+        task_id: str | None = None,
+        producer: Any = None,
+        link: Any = None,
+        link_error: Any = None,
+        shadow: str | None = None,
+        **options: Any,
+    ) -> WorkflowHandle[R_co]:
+        """Start the workflow, or find the run that the same ``task_id`` has started.
+
+        Takes what ``Task.apply_async`` takes. ``countdown`` and ``eta`` become a durable timer, ``expires`` is kept in
+        the log. The run is in the store when this returns, also if the broker could not be reached. (client, step)
+
+        Raises:
+            TypeError: the arguments do not fit the workflow's signature.
+            InvalidIdError, PayloadError: bad input; nothing was written.
+            WorkflowConflictError: the id is taken by a run of another workflow or with other arguments.
+            StoreUnavailableError: no answer from the store; repeat with the same ``task_id``.
+        """
+        app = self._own_app
+        if app.conf.task_always_eager:
+            raise ConfigurationError(EAGER)
+        args, kwargs = tuple(args or ()), dict(kwargs or {})
+        if self.typing:
+            self.__header__(*args, **kwargs)
+        caller: Any = app.current_worker_task
+        given = {**options, "link": link, "link_error": link_error, "shadow": shadow}
+        given = self._start_options(args, kwargs, given, caller)
+        binding, workflow_id = self.binding, check_id(task_id or uuid())
+        text = envelope(given)
+        # A queue that Celery does not know is the caller's mistake, and is refused before anything is written.
+        binding.dispatcher.queue_of(self.name, text)
+        new = self._new_run(workflow_id, args, kwargs, text, **_waits(app, given))
+        started = binding.store.start(new)
+        if started.message is not None:
+            binding.dispatcher.publish_first(started.message, producer=producer)
+        handle: WorkflowHandle[R_co] = WorkflowHandle(workflow_id, client=binding.client, app=app)
+        if caller is not None and options.get("add_to_parent", True):
+            caller.add_trail(handle)
+        return handle
+
+    def _start_options(
+        self, args: tuple[Any, ...], kwargs: dict[str, Any], options: dict[str, Any], caller: Any
+    ) -> dict[str, Any]:
+        """Return the options that a start's envelope is made of: the task's, then the caller's."""
+        app = self._own_app
+        given = {**self._get_exec_options(), "ignore_result": self.ignore_result, **shown(args, kwargs), **options}
+        given["shadow"] = given["shadow"] or self.shadow_name(args, kwargs, given)
+        if caller is not None:
+            # As Celery does: what a task starts is its child. Set now, because later messages come from other places.
+            given["root_id"] = given.get("root_id") or caller.request.root_id or caller.request.id
+            given["parent_id"] = given.get("parent_id") or caller.request.id
+        if self.binding.dispatcher.results_are_messages:
+            # They go to the caller, whichever process publishes the message that delivers the end.
+            given["reply_to"] = given.get("reply_to") or app.thread_oid
+        if given.get("serializer") == app.conf.task_serializer:
+            # What every publisher of this app would choose need not be kept with each run.
+            del given["serializer"]
+        return given
+
+    def apply(self, *_: Any, **__: Any) -> Any:
+        """Refuse to run here and now, which a workflow cannot."""
+        raise ConfigurationError(EAGER)
+
+    def AsyncResult(self, task_id: str, **_: Any) -> WorkflowHandle[R_co]:  # noqa: N802 - Celery's name
+        """Return the handle of a run."""
+        return WorkflowHandle(task_id, client=self.binding.client, app=self._own_app)
+
+    def perform(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        """Do what a message asks for: take a turn, and deliver the end if there is one (worker)."""
+        request, binding = self.request, self.binding
+        if request.called_directly:
+            msg = f"a workflow is started with {self.name}.delay(...), not called"
+            raise DurableError(msg)
+        if request.get(HEADER) is None:
+            self._adopt(args, kwargs)
+        ending = binding.engine.take_turn(request.id)
+        if ending is None:
+            raise RunWaits
+        request.durable_ending = ending
+        if binding.sends_events:
+            close_rows(binding, ending.run, request.hostname)
+        if isinstance(ending.event, RunCompleted):
+            return binding.codec.decode(ending.event.payload)
+        if isinstance(ending.event, RunCancelled):
+            self._deliver_cancelled(ending)
+        raise _presentable(rebuild(ending.event.payload, binding.codec))
+
+    def after_return(self, status: str, *_: Any) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """Note the delivery, once Celery has stored the result and fired the callbacks."""
+        ending: Ending | None = self.request.get("durable_ending")
+        # Where a callback could not be published, Celery fails a task that had succeeded: that end comes again.
+        if ending is not None and status == _STATES[type(ending.event)]:
+            self.binding.engine.delivered(ending)
+            self.request.durable_ending = None
+
+    def _adopt(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+        """Make the run of a message from a producer that does not know this library (``send_task``, beat elsewhere)."""
+        if self.typing and self.binding.store.get(check_id(self.request.id)) is None:
+            # What a start by this library refuses at the caller can here only fail the task.
+            self.__header__(*args, **kwargs)
+        text = envelope(envelope_of_request(self.request))
+        waits = _waits(self._own_app, {"eta": self.request.get(ETA), "expires": self.request.expires})
+        try:
+            self.binding.store.start(self._new_run(check_id(self.request.id), args, kwargs, text, **waits))
+        except WorkflowConflictError as error:
+            # The run that has the id goes on; the producer cannot be told, so the log must.
+            _log.warning("a start was refused: %s", error)
+            raise Ignore(str(error)) from error
+
+    def _new_run(
+        self, workflow_id: str, args: Sequence[Any], kwargs: Mapping[str, Any], text: str, **waits: Any
+    ) -> NewRun:
+        payload = self.binding.codec.encode([list(args), dict(kwargs)], f"the arguments of workflow {self.name}")
+        return NewRun(
+            workflow_id=workflow_id,
+            name=self.name,
+            payload=payload,
+            digest=digest(payload),
+            envelope=text,
+            **waits,
+        )
+
+    def _deliver_cancelled(self, ending: Ending) -> None:
+        """Deliver REVOKED, which Celery has no exception for."""
+        request, reason = self.request, "cancelled"
+        self.backend.mark_as_revoked(request.id, reason, request=request, store_result=not request.ignore_result)
+        fields: dict[str, Any] = {"terminated": False, "signum": None, "expired": False, **took(request.get(HEADER))}
+        self.send_event("task-revoked", **fields)
+        self.binding.engine.delivered(ending)
+        request.durable_ending = None
+        raise Ignore(reason)
+
+
+#: The state that Celery gives to a task for each end of a run.
+_STATES = {RunCompleted: states.SUCCESS, RunFailed: states.FAILURE, RunCancelled: states.REVOKED}
+
+
+def _presentable(error: Exception) -> Exception:
+    """Return an exception that Celery takes for a failure: not one of those by which a task talks to its worker."""
+    if not isinstance(error, TaskPredicate):
+        return error
+    stand_in = RemoteError(type_name(type(error)), str(error))
+    stand_in.__cause__ = error.__cause__
+    return stand_in
+
+
+@signals.task_postrun.connect(weak=False)
+def _give_back(sender: Any = None, **_: Any) -> None:
+    """Give an end back that was not delivered, because the result backend or the broker failed: it comes again."""
+    if getattr(sender, "is_durable", False) and (ending := sender.request.get("durable_ending")) is not None:
+        sender.request.durable_ending = None
+        sender.binding.engine.cancel_delivery(ending)
+
+
+def _waits(app: Celery, options: Mapping[str, Any]) -> dict[str, float | None]:
+    """Return delay and expiry in seconds from Celery's ``countdown``, ``eta`` and ``expires``."""
+    delay, expires = options.get("countdown") or 0.0, options.get("expires")
+    if eta := options.get("eta"):
+        delay = _seconds_until(app, eta)
+    if isinstance(expires, datetime | str):
+        expires = _seconds_until(app, expires)
+    return {"delay": max(0.0, float(delay)), "expires": None if expires is None else max(0.0, float(expires))}
+
+
+def _seconds_until(app: Celery, moment: datetime | str) -> float:
+    instant = datetime.fromisoformat(moment) if isinstance(moment, str) else moment
+    if instant.tzinfo is None:
+        # Celery reads a naive eta in the app's timezone.
+        instant = instant.replace(tzinfo=app.timezone)
+    return (instant - datetime.now(UTC)).total_seconds()
+
+
+@overload
+def durable_task(function: Callable[Concatenate[WorkflowContext, P], R], /) -> DurableTask[P, R]: ...
+@overload
+def durable_task(function: Callable[Concatenate[AsyncWorkflowContext, P], Awaitable[R]], /) -> DurableTask[P, R]: ...
+@overload
+def durable_task(*, name: str | None = None, app: Celery | None = None, **options: Any) -> _Decorator: ...
+
+
+def durable_task(
+    function: Callable[..., Any] | None = None, /, *, name: str | None = None, app: Celery | None = None, **options: Any
+) -> Any:
+    """Make a function the workflow of a Celery task.
+
+    The function's first parameter is the workflow's context. Like ``shared_task``, it belongs to every app of the
+    process, or only to ``app`` if that is given. Other options are those of ``app.task`` (``queue``, ``priority``,
+    ``ignore_result``, ``serializer``, ...).
+    """
+    if function is None:
+        return functools.partial(_decorate, name=name, app=app, options=options)
+    return _decorate(function, name=name, app=app, options=options)
+
+
+class _Decorator:
+    """What ``durable_task(...)`` with options returns, for type checkers."""
+
+    @overload
+    def __call__(self, function: Callable[Concatenate[WorkflowContext, P], R], /) -> DurableTask[P, R]: ...
+    @overload
+    def __call__(
+        self, function: Callable[Concatenate[AsyncWorkflowContext, P], Awaitable[R]], /
+    ) -> DurableTask[P, R]: ...
+    def __call__(self, function: Callable[..., Any], /) -> Any:
+        raise TypeError(function)
+
+
+def _decorate(
+    function: Callable[..., Any], *, name: str | None, app: Celery | None, options: Mapping[str, Any]
+) -> DurableTask[..., Any]:
+    def entry(self: DurableTask[..., Any], *args: Any, **kwargs: Any) -> Any:
+        return self.perform(args, kwargs)
+
+    signature = inspect.signature(function)
+    parameters = list(signature.parameters.values())
+    if not parameters or parameters[0].kind not in _POSITIONAL:
+        msg = f"the workflow {function.__qualname__} must take its context as first parameter"
+        raise TypeError(msg)
+    if misplaced := _FOR_STEPS.intersection(options):
+        msg = f"{', '.join(sorted(misplaced))}: a workflow is never tried again; give this to the tasks of its steps"
+        raise TypeError(msg)
+    functools.update_wrapper(entry, function)
+    del entry.__wrapped__  # type: ignore[attr-defined] # update_wrapper sets it; Celery would read the signature there
+    own = inspect.Parameter("self", inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    entry.__signature__ = signature.replace(parameters=[own, *parameters[1:]])  # type: ignore[attr-defined]
+    # An app's own decorator shares its tasks with the other apps of the process, unless told not to.
+    maker: Any = functools.partial(app.task, shared=False) if app is not None else shared_task
+    given: dict[str, Any] = {"base": DurableTask, **options, "bind": True, "workflow": staticmethod(function)}
+    given["after_return"] = _noting(given["base"].after_return)
+    task: DurableTask[..., Any] = maker(**given, **({"name": name} if name else {}))(entry)
+    return task
+
+
+def _noting(own: Callable[..., Any]) -> Callable[..., Any]:
+    """Let a base class have its own ``after_return``, whether or not it calls the one it overrides."""
+    if own is DurableTask.after_return:
+        return own
+
+    @functools.wraps(own)
+    def after_return(self: DurableTask[..., Any], *args: Any) -> None:
+        try:
+            own(self, *args)
+        finally:
+            DurableTask.after_return(self, *args)
+
+    return after_return
+
+
+_POSITIONAL = {inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD}
+#: Options of Celery tasks that do something to each execution, of which a workflow has many.
+_FOR_STEPS = frozenset({"autoretry_for", "pydantic", "retry_backoff", "retry_kwargs", "max_retries"})
+
+
+def _handle(workflow_id: str, parent: Any) -> WorkflowHandle[Any]:
+    app: Any = current_app._get_current_object()  # noqa: SLF001 - Celery's proxy
+    return WorkflowHandle(workflow_id, client=binding_of(app).client, app=app, parent=parent)
+
+
+# As with Celery's own results, the process that reads a pickled handle takes its current app.
+copyreg.pickle(WorkflowHandle, lambda handle: (_handle, (handle.id, handle.parent)))

@@ -1,0 +1,222 @@
+"""The bootstep: what runs in each worker's main process besides Celery.
+
+Two daemon threads (greenlets under gevent), alike in every pool. The *heart* renews the leases of this worker's
+processes and says which processes of this host are gone; the *sweeper* settles the agenda and publishes what is due.
+They are two, so that a broker that hangs while something is published cannot stop the heart. Both end only with the
+process: a worker that shuts down warm still finishes its tasks under its lease.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import threading
+from typing import TYPE_CHECKING, Any
+
+import celery
+import kombu
+from celery import bootsteps, signals
+from celery.exceptions import CeleryCommandException, TaskRevokedError
+from celery.platforms import EX_FAILURE
+from celery.worker.control import Panel
+from kombu.utils.functional import maybe_list
+
+from durable_celery.app import EAGER, binding_of
+from durable_celery.errors import (
+    ConfigurationError,
+    DurableError,
+    StoreUnavailableError,
+    WorkflowClosedError,
+    WorkflowNotFoundError,
+)
+from durable_celery.identity import is_gone, is_mine, process_name
+from durable_celery.steps import wrap_tasks
+from durable_celery.store.protocol import StepKey
+from durable_celery.waits import spare_tracebacks
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from durable_celery.app import Binding
+    from durable_celery.store.protocol import Finding
+
+__all__ = ["DurableStep", "Heart"]
+
+_log = logging.getLogger(__name__)
+
+
+class DurableStep(bootsteps.StartStopStep):
+    """Checks the set-up, wraps the tasks and starts the heart."""
+
+    requires = ("celery.worker.components:Pool",)
+
+    def create(self, parent: Any) -> None:
+        """Check and wrap before the pool forks its processes.
+
+        Raises:
+            CeleryCommandException: a setting or the store's server would lose work, or no store answers. The worker
+                does not start; of all exceptions this is the one that Celery prints as a line.
+        """
+        try:
+            binding = binding_of(parent.app)
+            check(binding)
+        except (ConfigurationError, StoreUnavailableError) as error:
+            refusal = f"this worker does not start. {error}"
+            raise CeleryCommandException(refusal, EX_FAILURE) from error
+        binding.sends_events = bool(parent.task_events)
+        _guard_redis_transport()
+        wrap_tasks(binding)
+        spare_tracebacks()
+        _cancel_on_revoke(binding)
+
+    def start(self, parent: Any) -> None:
+        """Start heart and sweeper, before the worker consumes."""
+        heart = Heart(binding_of(parent.app))
+        heart.renew()
+        for work in (heart.renew, heart.sweep):
+            threading.Thread(target=heart.run, args=(work,), name=f"durable-{work.__name__}", daemon=True).start()
+        signals.worker_shutdown.connect(heart.stop, weak=False)
+
+
+class Heart:
+    """Renews owners and sweeps the agenda, for ever."""
+
+    def __init__(self, binding: Binding) -> None:
+        """Serve the processes of this worker."""
+        self.engine, self.store = binding.engine, binding.store
+        self.interval = binding.settings.sweep_interval
+        #: A third of the lease lets two renewals fail; at most a second, so that a dead pool child is noticed soon.
+        self.renew_every = min(binding.settings.owner_ttl / 3, 1.0)
+        self.known: tuple[str, ...] = ()
+        self._stopped = threading.Event()
+        self._renewing = threading.Lock()
+
+    def run(self, work: Callable[[], float]) -> None:
+        """Do one work again and again, each time after the seconds that it returned, until the process ends."""
+        while not self._stopped.is_set():
+            try:
+                wait = work()
+            except StoreUnavailableError as error:
+                _log.warning("the store does not answer, runs wait for it: %s", error)
+                wait = 1.0
+            except Exception:  # noqa: BLE001 - see below
+                # The loop must not die: without it no timer fires and nothing lost is found again.
+                _log.exception("%s of durable_celery failed; it goes on", work.__name__)
+                wait = 1.0
+            self._stopped.wait(wait)
+
+    def renew(self) -> float:
+        """Renew this worker's processes, expire those of this host that are gone; return the seconds until the next."""
+        with self._renewing:
+            if self._stopped.is_set():
+                return self.renew_every
+            mine = {process_name(), *filter(is_mine, self.known)}
+            gone = [name for name in self.known if is_gone(name)]
+            if gone:
+                _log.info("%s processes of this host have ended; what they may have held is taken over", len(gone))
+            self.known = self.store.renew(sorted(mine), gone)
+        return self.renew_every
+
+    def sweep(self) -> float:
+        """Settle what is due and return the seconds until the next look."""
+        sweep = self.engine.sweep()
+        if sweep.more:
+            return 0.0
+        return self.interval if sweep.next_in is None else min(self.interval, sweep.next_in)
+
+    def stop(self, **_: Any) -> None:
+        """Leave at the end of a shutdown, so that nobody waits for this worker's lease to run out."""
+        self._stopped.set()
+        try:
+            with self._renewing:
+                self.store.renew([], [name for name in self.known if is_mine(name) or is_gone(name)])
+        except StoreUnavailableError as error:
+            _log.warning("the store could not be told of the shutdown: %s", error)
+
+
+def check(binding: Binding) -> None:
+    """Refuse a set-up that would lose work, and warn of one that might.
+
+    Raises:
+        ConfigurationError: with the setting, what follows from it, and the cure.
+        StoreUnavailableError: the store does not answer.
+    """
+    app, allowed = binding.app, binding.settings.allow
+    errors = []
+    if app.conf.task_always_eager:
+        errors.append(("eager", EAGER))
+    if any("pickle" in str(content) for content in app.conf.accept_content or ()):
+        errors.append(("pickle", PICKLE))
+    findings: list[Finding] = getattr(binding.store, "findings", list)()
+    errors += [(finding.check, finding.message) for finding in findings if finding.level == "error"]
+    for finding in findings:
+        if finding.level != "error":
+            _log.log(logging.WARNING if finding.level == "warning" else logging.INFO, "%s", finding.message)
+    for name, message in errors:
+        if name not in allowed:
+            text = f"{message} (to accept it all the same: durable_allow = [{name!r}])"
+            raise ConfigurationError(text)
+        _log.warning("accepted by durable_allow: %s", message)
+
+
+PICKLE = (
+    "accept_content allows pickle: whoever can write to the broker can then run code in this worker. "
+    "Set accept_content = ['json']"
+)
+
+
+def _guard_redis_transport() -> None:
+    """Let a worker of Celery 5.7.0 live on when its Redis broker goes away.
+
+    In these very versions a lost connection is closed twice; the second time, with a late-ack task unacknowledged, the
+    channel asks for parameters that are gone, and the AttributeError ends the worker. Made a ConnectionError, it is
+    handled as what it is. Nothing durable is lost without this guard: the worker would have to be started again.
+    """
+    if (celery.__version__, kombu.__version__) != ("5.7.0", "5.7.0"):
+        return
+    from kombu.transport.redis import Channel
+
+    plain = Channel._connparams  # noqa: SLF001 - the fault is in there
+    if hasattr(plain, "durable_plain"):
+        return
+
+    @functools.wraps(plain)
+    def connparams(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if self.connection is None or self.connection.client is None:
+            msg = "the transport is closed already"
+            raise ConnectionError(msg)
+        return plain(self, *args, **kwargs)  # type: ignore[no-untyped-call] # kombu
+
+    connparams.durable_plain = plain  # type: ignore[attr-defined] # so that it is wrapped once
+    # A guard at the place of the fault.
+    Channel._connparams = connparams  # type: ignore[method-assign] # noqa: SLF001
+
+
+def _cancel_on_revoke(binding: Binding) -> None:
+    """Make the remote control command ``revoke`` cancel runs and fail steps through their log."""
+    plain = Panel.data["revoke"]
+    if hasattr(plain, "durable_plain"):
+        plain = plain.durable_plain
+
+    def revoke(state: Any, task_id: Any, *args: Any, **kwargs: Any) -> Any:
+        answer = plain(state, task_id, *args, **kwargs)
+        for name in maybe_list(task_id) or []:
+            _revoke(binding, str(name))
+        return answer
+
+    revoke.durable_plain = plain  # type: ignore[attr-defined] # so that a second worker in this process wraps once
+    Panel.data["revoke"] = revoke
+
+
+def _revoke(binding: Binding, name: str) -> None:
+    try:
+        # The id of a child run is that of its parent's step, which hears of the child's end from the child.
+        key = StepKey.parse(name)
+        if key is not None and binding.store.get(name) is None:
+            binding.engine.revoke_step(key, TaskRevokedError(f"step {key} was revoked"))
+        else:
+            binding.client.cancel(name, "revoked")
+    except (WorkflowNotFoundError, WorkflowClosedError):
+        pass  # the id of a plain task, or of a run that has ended: nothing of ours to stop
+    except DurableError:
+        _log.exception("the revocation of %s could not be recorded", name)

@@ -1,0 +1,25 @@
+"""What a workflow is: a name and a function. The name is what histories hold; the function may change under it."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+__all__ = ["Definition"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Definition:
+    """A workflow as it is registered in a process."""
+
+    #: Name of the durable task.
+    name: str
+    #: The user's ``def`` or ``async def`` function; its first argument is the context.
+    function: Callable[..., Any]
+
+    @property
+    def is_async(self) -> bool:
+        """Whether the function is an ``async def``."""
+        return inspect.iscoroutinefunction(self.function)

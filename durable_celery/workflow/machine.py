@@ -1,0 +1,335 @@
+"""The machine under the verbs: what one run has open, the primitive commands, and what inputs do to them.
+
+Nothing here waits. Verbs that wait are composed of these in :mod:`durable_celery.workflow.verbs`.
+
+Invariant: after a mismatch with the history, or a side effect, no command is issued and no code goes on.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable, Coroutine
+from datetime import datetime
+from functools import partial
+from itertools import chain, islice
+from random import Random
+from typing import Any, NamedTuple, NoReturn, TypeVar
+from uuid import UUID
+
+from durable_celery.codec import Codec, digest, failure_of, rebuild
+from durable_celery.errors import DurableError, NonDeterminismError, SideEffectError
+from durable_celery.events import (
+    CommandCancelled,
+    LocalStepCompleted,
+    LocalStepFailed,
+    Output,
+    RunCancelled,
+    SignalReceived,
+    StepCompleted,
+    StepFailed,
+    StepScheduled,
+    TerminalEvent,
+    TimerFired,
+    TimerStarted,
+)
+from durable_celery.workflow.driver import Driver
+from durable_celery.workflow.handles import Handle, StepHandle
+from durable_celery.workflow.interrupts import is_interrupt
+from durable_celery.workflow.journal import Journal
+from durable_celery.workflow.loop import make_loop
+from durable_celery.workflow.signals import Signals
+from durable_celery.workflow.story import instant
+from durable_celery.workflow.tasks import CallOptions, check_arguments, resolve
+
+__all__ = ["Machine"]
+
+T = TypeVar("T")
+
+#: How many waits are named to people.
+_SHOWN = 5
+
+
+class _Timer(NamedTuple):
+    due_at: int
+    fire: Callable[[], object]
+
+
+class Machine:
+    """The state of one run, as its code sees and changes it."""
+
+    def __init__(self, workflow_id: str, run: int, name: str, codec: Codec) -> None:
+        self.workflow_id, self.run, self.name, self.codec = workflow_id, run, name, codec
+        self.journal = Journal(workflow_id, run, codec)
+        self.loop = make_loop(self, f"{workflow_id}/{run}")
+        self.driver = Driver(self.loop, self.remember)
+        self.signals = Signals()
+        self.logger = logging.getLogger(f"durable_celery.workflow.{name}")
+        self.random = Random(f"{workflow_id}/{run}")  # noqa: S311 - to be repeated, not to be secret
+        #: Ids have a source of their own, so that a new call of ``random`` does not change them.
+        self.ids = Random(f"{workflow_id}/{run}/ids")  # noqa: S311 - the same
+        #: Workflow time: when the input that is being applied was recorded, in milliseconds since 1970.
+        self.now = 0
+        #: Seq of the input that is being applied.
+        self.cause = 0
+        #: Whether an earlier turn applied it already.
+        self.is_replaying = False
+        #: Whether the run has ended.
+        self.closed = False
+        #: Why the execution cannot go on, if it cannot.
+        self.fault: BaseException | None = None
+        #: What the engine does before a local step runs.
+        self.before_local: Callable[[], None] | None = None
+        self._steps: dict[int, StepHandle[Any]] = {}
+        self._timers: dict[int, _Timer] = {}
+        self._patches: dict[str, bool] = {}
+
+    # Who may do what.
+
+    @property
+    def at_rest(self) -> bool:
+        """Whether no code may run any more."""
+        return self.closed or self.driver.unwinding
+
+    def check(self) -> None:
+        """Refuse a verb that is not called by running workflow code.
+
+        Raises:
+            DurableError: it is called by somebody else.
+            Evicted: the run has ended, or the code is being unwound.
+        """
+        if not self.driver.is_inside():
+            raise DurableError(
+                f"workflow {self.workflow_id!r}: a verb of the context was called from outside its workflow code: "
+                "from a local step, another thread, or after the run had ended"
+            )
+        if self.at_rest:
+            self.driver.refuse()
+
+    def remember(self, error: SideEffectError) -> None:
+        """Stop the execution for a side effect once the code comes to rest, even if the code swallows the error."""
+        if not self.driver.unwinding:
+            self.fault = self.fault or error
+
+    def refuse(self, error: SideEffectError) -> NoReturn:
+        """Remember a side effect and raise it."""
+        if self.driver.is_inside():
+            self.remember(error)
+        raise error
+
+    def silence(self, work: Callable[[], object]) -> None:
+        """Call something during which no verb does anything."""
+        before, self.driver.unwinding = self.driver.unwinding, True
+        try:
+            work()
+        finally:
+            self.driver.unwinding = before
+
+    def stop(self, fault: BaseException) -> NoReturn:
+        """End the execution: no code goes on from here."""
+        self.fault = fault
+        self.driver.unwinding = True
+        self.driver.refuse()
+
+    def wait(self, awaitable: Awaitable[T]) -> T:
+        """Block the calling ``def`` code until the awaitable is done."""
+        try:
+            self.check()
+            return self.driver.wait(awaitable)
+        except BaseException:
+            if isinstance(awaitable, Coroutine):
+                # It may not have begun, and Python would warn of that.
+                awaitable.close()
+            raise
+
+    # Commands.
+
+    def issue(self, command: Output) -> Output:
+        """Issue a command; return its record, or the command itself where it is new."""
+        try:
+            return self.journal.issue(command)
+        except NonDeterminismError as mismatch:
+            self.stop(mismatch)
+
+    def start_step(
+        self, task: object, args: tuple[Any, ...], kwargs: dict[str, Any], options: CallOptions
+    ) -> StepHandle[Any]:
+        """Schedule a step."""
+        self.check()
+        name, kind = resolve(task)
+        payload = self.codec.encode([list(args), kwargs], f"the arguments of step {name}")
+        number = self.journal.next
+        command = StepScheduled(
+            number=number,
+            cause=self.cause,
+            task=name,
+            digest=digest(payload),
+            kind=kind,
+            options=options.to_json(),
+            payload=payload,
+        )
+        if not self.journal.holds(command):
+            # A recorded call stays good when a deploy changes the task's signature.
+            check_arguments(task, args, kwargs)
+        self.issue(command)
+        key = f"{self.workflow_id}/{self.run}.{number}"
+        handle: StepHandle[Any] = StepHandle(
+            self, partial(self._cancel, self._steps, number), number=number, key=key, task=name
+        )
+        self._steps[number] = handle
+        return handle
+
+    def start_timer(self, due_at: int, fire: Callable[[], object]) -> int:
+        """Start a timer; its record, if there is one, says when it is really due."""
+        self.check()
+        number = self.journal.next
+        record = self.issue(TimerStarted(number=number, cause=self.cause, due_at=due_at))
+        self._timers[number] = _Timer(record.due_at if isinstance(record, TimerStarted) else due_at, fire)
+        return number
+
+    def cancel_timer(self, number: int) -> None:
+        """Cancel a timer that has not fired."""
+        if number in self._timers and not self.at_rest:
+            self.check()
+            self._cancel(self._timers, number)
+
+    def timer(self, due_at: int) -> Handle[None]:
+        """Return a handle that is done at an instant; one that is past needs no command."""
+        self.check()
+        if due_at <= self.now:
+            done: Handle[None] = Handle(self)
+            done.set_result(None)
+            return done
+        number = self.journal.next
+        handle: Handle[None] = Handle(self, partial(self._cancel, self._timers, number))
+        self.start_timer(due_at, lambda: handle.set_result(None))
+        return handle
+
+    def _cancel(self, open_commands: dict[int, Any], number: int) -> bool:
+        del open_commands[number]
+        self.issue(CommandCancelled(number=self.journal.next, cause=self.cause, target=number))
+        return True
+
+    def signal(self, name: str) -> Handle[Any]:
+        """Return a handle for the next signal of a name."""
+        self.check()
+        handle: Handle[Any] = Handle(self)
+        handle.withdraw = partial(self.signals.leave, name, handle)
+        handle.give_back = lambda: self.signals.give_back(name, handle.result())
+        self.signals.wait(name, handle)
+        return handle
+
+    def patched(self, patch_id: str) -> bool:
+        """Decide, once, whether the code takes the new side of a change."""
+        self.check()
+        if patch_id not in self._patches:
+            try:
+                self._patches[patch_id] = self.journal.patch(patch_id, self.cause)
+            except NonDeterminismError as mismatch:
+                self.stop(mismatch)
+        return self._patches[patch_id]
+
+    def uuid4(self) -> UUID:
+        """Return the run's next random id."""
+        self.check()
+        return UUID(int=self.ids.getrandbits(128), version=4)
+
+    def local_step(self, name: str, payload: str, perform: Callable[[], Any]) -> Any:
+        """Run a function outside, unless its outcome is recorded; return its result or raise its failure."""
+        self.check()
+        if self.fault:
+            self.stop(self.fault)
+        number, what = self.journal.next, digest(payload)
+        probe = LocalStepCompleted(number=number, cause=self.cause, name=name, digest=what)
+        try:
+            outcome = self.journal.recorded(probe)
+        except NonDeterminismError as mismatch:
+            self.stop(mismatch)
+        if outcome is None:
+            outcome = self.driver.outside(partial(self._perform, probe, perform))
+        self.issue(outcome)
+        if isinstance(outcome, LocalStepFailed):
+            error = rebuild(outcome.payload, self.codec)
+            error.add_note(f"in local step {name} ({self.workflow_id}/{self.run}.{number})")
+            raise error
+        return self.codec.decode(outcome.payload)
+
+    def _perform(self, probe: LocalStepCompleted, perform: Callable[[], Any]) -> LocalStepCompleted | LocalStepFailed:
+        """Run a local step's function (driver)."""
+        if self.before_local is not None:
+            self.before_local()
+        place: dict[str, Any] = {
+            "number": probe.number,
+            "cause": probe.cause,
+            "name": probe.name,
+            "digest": probe.digest,
+        }
+        try:
+            payload = self.codec.encode(perform(), f"the result of local step {probe.name}")
+        except Exception as error:  # noqa: BLE001 - whatever a step raises is its outcome, and is recorded
+            return LocalStepFailed(**place, payload=failure_of(error, self.codec))
+        return LocalStepCompleted(**place, payload=payload)
+
+    def close(self, kind: type[TerminalEvent], payload: str) -> None:
+        """Issue the run's end. A cancelled run takes its open steps along."""
+        if kind is RunCancelled:
+            for number in sorted(self._steps):
+                self._cancel(self._steps, number)
+        self.issue(kind(number=self.journal.next, cause=self.cause, payload=payload))
+        self.closed = True
+
+    # Inputs. What nobody waits for any more is ignored.
+
+    def complete_step(self, event: StepCompleted) -> None:
+        """Give a step's result to its handle."""
+        handle = self._steps.pop(event.number, None)
+        if handle is not None:
+            handle.set_result(self.codec.decode(event.payload))
+
+    def fail_step(self, event: StepFailed) -> None:
+        """Give a step's failure to its handle."""
+        handle = self._steps.pop(event.number, None)
+        if handle is not None:
+            error = rebuild(event.payload, self.codec)
+            error.add_note(f"in step {handle.task} ({handle.key}), attempt {event.attempt}")
+            handle.fail(error)
+
+    def fire_timer(self, event: TimerFired) -> None:
+        """Let a timer do what it was started for."""
+        timer = self._timers.pop(event.number, None)
+        if timer is not None:
+            timer.fire()
+
+    def receive_signal(self, event: SignalReceived) -> None:
+        """Give a signal to who waits for it, or keep it."""
+        self.signals.receive(event.name, self.codec.decode(event.payload))
+
+    @property
+    def open_steps(self) -> int:
+        """How many steps are waited for, or could be."""
+        return len(self._steps)
+
+    # For people.
+
+    def waiting(self) -> str:
+        """Say what the run waits for, in a few words."""
+        steps = (f"step {handle.task} ({number})" for number, handle in self._steps.items())
+        names = (f"signal {name}" for name in self.signals.names())
+        timers = (
+            f"timer ({number}) until {instant(timer.due_at):%Y-%m-%d %H:%M:%S}"
+            for number, timer in self._timers.items()
+        )
+        shown = list(islice(chain(steps, names, timers), _SHOWN + 1))
+        return ", ".join([*shown[:_SHOWN], *(["..."] if len(shown) > _SHOWN else [])])
+
+    def now_as_datetime(self) -> datetime:
+        """Return the workflow's time as an aware datetime in UTC."""
+        self.check()
+        return instant(self.now)
+
+    def complain(self, message: str, error: BaseException | None) -> None:
+        """Log what asyncio found wrong and nobody else will hear of."""
+        if error is not None and not self.at_rest and is_interrupt(error):
+            # asyncio caught what a signal threw into one of its callbacks: the state can no longer be trusted.
+            self.fault = error
+        elif not (self.is_replaying or self.at_rest):
+            self.logger.error("workflow %s: %s", self.workflow_id, message, exc_info=error)

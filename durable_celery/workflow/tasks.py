@@ -1,0 +1,104 @@
+"""What a step calls: the Celery task behind an argument, and the options of the call. It knows Celery by its looks."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+from datetime import timedelta
+from typing import Any, Literal, ParamSpec, Protocol, Self, TypeVar
+
+from durable_celery.errors import InvalidRequestError, UnknownTaskError
+from durable_celery.policy import RetryPolicy, seconds
+
+__all__ = ["CallOptions", "TaskLike", "check_arguments", "resolve"]
+
+P = ParamSpec("P")
+R_co = TypeVar("R_co", covariant=True)
+
+
+class TaskLike(Protocol[P, R_co]):
+    """A Celery task, as far as type checkers know it: to many of them it is still the function that was decorated."""
+
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R_co:
+        """Run the task here; only its signature matters to a workflow."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CallOptions:
+    """Options of a step: what ``ctx.options(...)`` was given."""
+
+    retry: RetryPolicy | None = None
+    #: Seconds.
+    timeout: float | None = None
+    queue: str | None = None
+    priority: int | None = None
+    #: What people see in place of the task's name.
+    name: str | None = None
+
+    def with_(
+        self,
+        *,
+        retry: RetryPolicy | int | None = None,
+        timeout: timedelta | float | None = None,
+        queue: str | None = None,
+        priority: int | None = None,
+        name: str | None = None,
+    ) -> Self:
+        """Return these options with those given in their place.
+
+        Raises:
+            InvalidRequestError: a value cannot be meant.
+        """
+        given: dict[str, Any] = {"queue": queue, "priority": priority, "name": name}
+        given["retry"] = RetryPolicy(maximum_attempts=retry) if isinstance(retry, int) else retry
+        given["timeout"] = None if timeout is None else seconds(timeout)
+        if given["timeout"] == 0:
+            raise InvalidRequestError("a timeout of 0 ends a step before it begins")
+        return replace(self, **{key: value for key, value in given.items() if value is not None})
+
+    def to_json(self) -> dict[str, Any] | None:
+        """Return the plain form that is recorded with a step: only what was set, None if nothing was."""
+        form = {"label" if f.name == "name" else f.name: getattr(self, f.name) for f in fields(self)}
+        if self.retry is not None:
+            form["retry"] = self.retry.to_json()
+        return {key: value for key, value in form.items() if value is not None} or None
+
+    def check_local(self) -> None:
+        """Refuse options that a local step has no use for.
+
+        Raises:
+            InvalidRequestError: there are such.
+        """
+        extra = {"timeout", "queue", "priority"} & set(self.to_json() or ())
+        if extra:
+            raise InvalidRequestError(
+                f"a local step takes the options retry and name, not {', '.join(sorted(extra))}: it runs here and now"
+            )
+
+
+def resolve(task: object) -> tuple[str, Literal["task", "workflow"]]:
+    """Return the name of a Celery task, or of a durable task, and which of the two it is.
+
+    Raises:
+        UnknownTaskError: it is neither.
+    """
+    name = task if isinstance(task, str) else getattr(task, "name", None)
+    if isinstance(task, dict):
+        raise UnknownTaskError("a step takes the task and its arguments, not a signature: ctx.step(task, *args)")
+    if not isinstance(name, str) or not name:
+        what = getattr(task, "__qualname__", None) or repr(task)
+        raise UnknownTaskError(
+            f"{what} is no Celery task: decorate it with @app.task to run it as a step, or use ctx.run to run it here"
+        )
+    return name, "workflow" if getattr(task, "is_durable", False) else "task"
+
+
+def check_arguments(task: object, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """Hold a call's arguments against the signature of its task, as ``Task.apply_async`` does.
+
+    Raises:
+        TypeError: they do not fit.
+    """
+    header = getattr(task, "__header__", None)
+    if callable(header) and getattr(task, "typing", False):
+        header(*args, **kwargs)

@@ -1,0 +1,200 @@
+"""The verbs that wait, each written once, as a coroutine over the machine.
+
+``async def`` workflows await them; ``def`` workflows block on the very same coroutines. So the two forms cannot differ.
+
+Invariant: a verb that ends by a cancellation or a timeout leaves nothing of its own behind: what it waited for is
+cancelled, and a signal that it had received and not returned goes back.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from datetime import datetime, timedelta
+from functools import partial
+from inspect import isawaitable, iscoroutinefunction
+from itertools import count
+from typing import Any, TypeVar
+
+from durable_celery.errors import InvalidRequestError, WaitTimeoutError
+from durable_celery.policy import RetryPolicy, seconds
+from durable_celery.workflow.driver import run_awaitable
+from durable_celery.workflow.handles import Handle, RaceResult
+from durable_celery.workflow.machine import Machine
+from durable_celery.workflow.story import EPOCH
+from durable_celery.workflow.tasks import CallOptions
+
+__all__ = ["branch", "gather", "race", "run", "sleep", "sleep_until", "timer", "wait_signal"]
+
+T = TypeVar("T")
+
+
+def timer(machine: Machine, duration: timedelta | float) -> Handle[None]:
+    """Return a handle that is done after ``duration``."""
+    return machine.timer(machine.now + round(seconds(duration) * 1000))
+
+
+async def sleep(machine: Machine, duration: timedelta | float) -> None:
+    """Wait for ``duration``."""
+    await timer(machine, duration)
+
+
+async def sleep_until(machine: Machine, instant: datetime) -> None:
+    """Wait until an instant; one that is past is no wait."""
+    if instant.utcoffset() is None:
+        raise InvalidRequestError(f"{instant!r} names no instant: give it a time zone")
+    await machine.timer(-((EPOCH - instant) // timedelta(milliseconds=1)))
+
+
+async def gather(machine: Machine, arms: Iterable[Awaitable[Any]], *, return_exceptions: bool) -> list[Any]:
+    """Wait for all arms; return their results in the order given, or raise the first failure."""
+    futures = [asyncio.ensure_future(arm) for arm in arms]
+    until = asyncio.ALL_COMPLETED if return_exceptions else asyncio.FIRST_EXCEPTION
+    await _wait(machine, futures, until)
+    if return_exceptions:
+        return [_outcome(future) for future in futures]
+    for future in futures:
+        # One that is not done stands behind a failure.
+        if future.done() and (future.cancelled() or future.exception() is not None):
+            future.result()
+    return [future.result() for future in futures]
+
+
+def _outcome(future: asyncio.Future[Any]) -> Any:
+    if future.cancelled():
+        return asyncio.CancelledError()
+    return future.exception() or future.result()
+
+
+async def race(machine: Machine, arms: Mapping[str, Awaitable[Any]]) -> RaceResult:
+    """Wait for the first of the arms; cancel the others, and wait for branches among them to clean up."""
+    if not arms:
+        raise InvalidRequestError("a race needs at least one arm")
+    futures = {name: asyncio.ensure_future(arm) for name, arm in arms.items()}
+    await _wait(machine, list(futures.values()), asyncio.FIRST_COMPLETED)
+    winner = next(name for name, future in futures.items() if future.done())
+    await _drop([future for name, future in futures.items() if name != winner])
+    return RaceResult(winner, futures[winner].result())
+
+
+async def _wait(machine: Machine, futures: Sequence[asyncio.Future[Any]], until: str) -> None:
+    """Wait for futures. Who is cancelled meanwhile takes them along, and goes on when they have cleaned up."""
+    try:
+        if futures:
+            await asyncio.wait(futures, return_when=until)
+    except asyncio.CancelledError:
+        if not machine.at_rest:
+            await _drop(futures)
+        raise
+
+
+async def _drop(futures: Sequence[asyncio.Future[Any]]) -> None:
+    """Cancel what is no longer wanted; wait for what has cleaning up to do."""
+    for future in futures:
+        if isinstance(future, Handle):
+            future.drop()
+        else:
+            future.cancel()
+    busy = [future for future in futures if not future.done()]
+    if busy:
+        await asyncio.wait(busy)
+
+
+async def wait_signal(machine: Machine, name: str, timeout: timedelta | float | None) -> Any:  # noqa: ASYNC109 - the verb
+    """Wait for a signal and return its value.
+
+    Raises:
+        WaitTimeoutError: it did not come within ``timeout``.
+    """
+    limit = None if timeout is None else seconds(timeout)
+    handle = machine.signal(name)
+    try:
+        if limit is None or handle.done():
+            return await handle
+        return await _within(machine, handle, limit, f"no signal {name!r} came within {limit:g} s")
+    except BaseException:
+        if not machine.at_rest:
+            handle.drop()
+        raise
+
+
+async def _within(machine: Machine, handle: Handle[T], limit: float, story: str) -> T:
+    """Wait for a handle, but not longer than ``limit`` seconds."""
+    alarm = timer(machine, limit)
+    try:
+        both: list[Handle[Any]] = [handle, alarm]
+        await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
+        if handle.done():
+            return handle.result()
+        raise WaitTimeoutError(story)
+    finally:
+        if not machine.at_rest:
+            alarm.cancel()
+
+
+async def run(
+    machine: Machine, options: CallOptions, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Any:
+    """Run a function here and now, as a local step; with a retry policy again after durable waits."""
+    machine.check()
+    options.check_local()
+    name = options.name or _name_of(function)
+    payload = machine.codec.encode([list(args), kwargs], f"the arguments of local step {name}")
+    policy = options.retry or RetryPolicy(maximum_attempts=1)
+    for attempt in count(1):
+        try:
+            return machine.local_step(name, payload, partial(_call, function, args, kwargs))
+        except Exception as error:
+            if machine.at_rest or machine.fault or not policy.retries(error, attempt):
+                raise
+        await sleep(machine, policy.delay(attempt, machine.random.random()))
+    raise AssertionError  # pragma: no cover - count() does not end
+
+
+def _call(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    value = function(*args, **kwargs)
+    return run_awaitable(value) if isawaitable(value) else value
+
+
+def _name_of(function: Callable[..., Any]) -> str:
+    for attribute in ("name", "__qualname__"):
+        name = getattr(function, attribute, None)
+        if isinstance(name, str):
+            return name
+    wrapped = getattr(function, "func", None)
+    return _name_of(wrapped) if callable(wrapped) else type(function).__qualname__
+
+
+def branch(
+    machine: Machine, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], *, blocks: bool
+) -> Handle[Any]:
+    """Start a concurrent branch of workflow code; it begins when the code that started it next waits."""
+    machine.check()
+    if iscoroutinefunction(function) is blocks:
+        wrong, right = ("an `async def`", "`def`") if blocks else ("a `def`", "`async def`")
+        raise InvalidRequestError(
+            f"spawn() was given {wrong} function; branches of this workflow are {right} functions"
+        )
+    coroutine = machine.driver.run_blocking(function, *args, **kwargs) if blocks else function(*args, **kwargs)
+    task: asyncio.Task[Any] = machine.loop.create_task(coroutine)
+    handle: Handle[Any] = Handle(machine)
+
+    def withdraw() -> bool:
+        task.cancel()
+        # The branch may have cleaning up to do; the handle is done when it is.
+        return False
+
+    def settle(_: object) -> None:
+        if handle.done():
+            return
+        handle.withdraw = None
+        if task.cancelled():
+            handle.cancel()
+        elif (error := task.exception()) is not None:
+            handle.fail(error)
+        else:
+            handle.set_result(task.result())
+
+    handle.withdraw = withdraw
+    task.add_done_callback(settle)
+    return handle
