@@ -1,0 +1,49 @@
+"""The app that the command line is tried on. Its broker and its code version come from the environment."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from celery import Celery
+
+from durable_celery import RetryPolicy, WorkflowContext, durable_task
+
+app = Celery("desk", broker=os.environ["DESK_BROKER"], set_as_current=False)
+app.conf.update(task_ignore_result=True, broker_connection_retry_on_startup=True)
+
+#: An hour keeps the retry waiting for as long as a test looks at it.
+LATER = RetryPolicy(initial_interval=3600.0, maximum_interval=3600.0, jitter=0.0)
+
+
+@app.task(name="desk.note")
+def note(text: str) -> str:
+    return f"noted: {text}"
+
+
+@app.task(name="desk.stumble")
+def stumble() -> None:
+    raise ConnectionError("the mail server is away")
+
+
+@durable_task(app=app, name="desk.approval")
+def approval(ctx: WorkflowContext, text: str) -> Any:
+    noted = ctx.step(note, text)
+    decision = ctx.wait_signal("decision")
+    return [noted, decision]
+
+
+@durable_task(app=app, name="desk.mail")
+def mail(ctx: WorkflowContext) -> None:
+    ctx.options(retry=LATER).step(stumble)
+
+
+@durable_task(app=app, name="desk.family")
+def family(ctx: WorkflowContext) -> Any:
+    return ctx.step(approval, "for the child")
+
+
+@durable_task(app=app, name="desk.upgraded")
+def upgraded(ctx: WorkflowContext) -> None:
+    ctx.step(note, "new" if os.environ.get("DESK_CODE") == "2" else "old")
+    ctx.wait_signal("decision")

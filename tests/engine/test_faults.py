@@ -1,0 +1,54 @@
+"""A fault at the n-th store call, for every n until the run is clean: each program still ends as it must."""
+
+from __future__ import annotations
+
+from itertools import count
+
+import pytest
+
+from tests.engine.invariants import check_at_rest
+from tests.engine.programs import PROGRAMS, Program
+from tests.engine.watch import Fault, Kind
+from tests.engine.world import World
+
+#: What happens, how long the engine insists (seconds), and how many calls in a row go wrong.
+FAULTS = [
+    pytest.param(Kind.UNREACHED, 30.0, 0, id="one call does not reach the store"),
+    pytest.param(Kind.UNREACHED, 1.0, 9, id="the store is away for longer than the patience"),
+    pytest.param(Kind.LOST_REPLY, 30.0, 0, id="one reply is lost"),
+    pytest.param(Kind.LOST_REPLY, 1.0, 9, id="replies are lost for longer than the patience"),
+    pytest.param(Kind.CRASH_BEFORE, 30.0, 0, id="crash before a call"),
+    pytest.param(Kind.CRASH_AFTER, 30.0, 0, id="crash after a call"),
+]
+
+
+@pytest.mark.parametrize("program", PROGRAMS, ids=lambda program: program.__name__)
+def test_program_ends_as_it_must_without_a_fault(program: Program) -> None:
+    world = World()
+
+    expected = program(world)
+    world.run()
+
+    assert {name: world.outcome(name) for name in expected} == expected
+    check_at_rest(world)
+    assert max(world.executions.values(), default=1) == 1 or program.__name__ == "retries"
+
+
+@pytest.mark.parametrize(("kind", "patience", "more"), FAULTS)
+@pytest.mark.parametrize("program", PROGRAMS, ids=lambda program: program.__name__)
+def test_program_ends_as_it_must_whichever_call_goes_wrong(
+    program: Program, kind: Kind, patience: float, more: int
+) -> None:
+    for number in count(1):
+        world = World(patience=patience)
+        fault = Fault(kind, number, more)
+        world.watch.hooks.append(fault)
+
+        expected = program(world)
+        world.run()
+
+        assert {name: world.outcome(name) for name in expected} == expected, f"{fault.number}\n{world.story()}"
+        check_at_rest(world)
+        if not fault.is_spent:
+            assert number > 10
+            return

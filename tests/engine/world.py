@@ -1,0 +1,356 @@
+"""A whole system in one thread: worker processes, a broker and a store, where nothing happens but by a call.
+
+The engine, the workflow room and the memory store are the real ones. The broker is a list that a test may lose from,
+repeat and shuffle; the clock goes when it is told to; a process is an engine with a name, which may be killed at any
+store call, in a step, in a local step or in a delivery. So each history is repeatable.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+from collections.abc import Callable, Mapping
+from typing import Any, NoReturn, TypeVar, cast
+
+from durable_celery.codec import Codec, digest
+from durable_celery.engine import Ending, Engine, Patience
+from durable_celery.errors import StoreUnavailableError, WorkflowClosedError, WorkflowCodeError
+from durable_celery.events import CancelRequested, Recorded, RunCompleted, SignalReceived, TerminalEvent
+from durable_celery.store.memory import MemoryStore
+from durable_celery.store.protocol import (
+    Claim,
+    NewRun,
+    Refusal,
+    RunMessage,
+    RunRecord,
+    RunStatus,
+    Started,
+    StepMessage,
+    Store,
+    Timing,
+)
+from durable_celery.workflow import Definition
+from tests.engine.watch import Crash, Watch, WatchedStore
+
+T = TypeVar("T")
+Message = RunMessage | StepMessage
+
+#: Where the clock begins, in ms since 1970.
+EPOCH = 1_800_000_000_000
+#: Longest step of the clock while the system runs by itself: below ``owner_ttl``, so that a leaked lease stays leaked.
+TICK = 3.0
+CLIENT = "client"
+
+
+class Task:
+    """A function of the test that looks like a Celery task, or like a durable task."""
+
+    def __init__(self, name: str, function: Callable[..., Any], *, is_durable: bool = False) -> None:
+        self.name, self.function, self.is_durable = name, function, is_durable
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self.function(*args, **kwargs)
+
+
+class Clock:
+    """Milliseconds since 1970, moved by hand."""
+
+    def __init__(self) -> None:
+        self.now = EPOCH
+
+    def __call__(self) -> int:
+        return self.now
+
+    def advance(self, seconds: float) -> None:
+        self.now += round(seconds * 1000)
+
+
+class Publisher:
+    """The engine's dispatcher: it puts messages into the world's list."""
+
+    def __init__(self, broker: deque[Message]) -> None:
+        self.broker = broker
+
+    def publish(self, messages: Any) -> int:
+        self.broker.extend(messages)
+        return len(messages)
+
+    def child_envelope(self, message: StepMessage) -> str:
+        return message.envelope
+
+
+class Process:
+    """A worker process with one slot: its own engine, hence its own cache."""
+
+    def __init__(self, world: World, name: str) -> None:
+        self.world, self.name, self.is_alive = world, name, True
+        #: The claim of the step that it executes now.
+        self.claim: Claim | None = None
+        self.engine = Engine(
+            cast("Store", WatchedStore(world.store, world.watch, self)),
+            Publisher(world.broker),
+            world.definition,
+            process=lambda: self.name,
+            codec=world.codec,
+            cache_size=world.cache_size,
+            lost_attempts=world.lost_attempts,
+            patience=Patience(world.patience, world.clock.advance, background=False),
+        )
+
+    def handle(self, message: Message) -> None:
+        """Do what a worker does with a message."""
+        with _mortal(self):
+            if isinstance(message, RunMessage):
+                self._turn(message.workflow_id)
+            else:
+                self._step(message)
+
+    def beat(self, *gone: str) -> None:
+        """Renew, sweep, and do what waited for the store: the heart of the worker's main process."""
+        with _mortal(self):
+            self.engine.store.renew([self.name], gone)
+            self.engine.sweep()
+            self.engine.patience.work_off()
+
+    def crash(self) -> NoReturn:
+        """End this process where it stands; to be called by whatever runs in it."""
+        self.is_alive = False
+        raise Crash
+
+    def _turn(self, workflow_id: str) -> None:
+        ending = self.engine.take_turn(workflow_id)
+        if ending is not None:
+            self.world.on_delivery(self, ending)
+            self.world.deliveries.append((workflow_id, ending.event))
+            self.engine.delivered(ending)
+
+    def _step(self, message: StepMessage) -> None:
+        claim = self.engine.begin_step(message.key)
+        if isinstance(claim, Refusal):
+            return
+        world, self.claim = self.world, claim
+        world.executions[str(message.key)] += 1
+        args, kwargs = world.codec.decode(message.override or message.scheduled.payload)
+        world.running = self
+        try:
+            result = world.tasks[message.scheduled.task](*args, **kwargs)
+        except Exception as error:  # noqa: BLE001 - as the worker does
+            self.engine.fail_step(claim, error, go_on=world.go_on)
+        else:
+            self.engine.complete_step(claim, result, go_on=world.go_on)
+
+
+class _mortal:  # noqa: N801 - reads as a statement
+    """Ends the process at a crash; an engine's verb that gave up is a failed Celery task, and no more."""
+
+    def __init__(self, process: Process) -> None:
+        self.process = process
+
+    def __enter__(self) -> None:
+        self.process.world.running = self.process
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> bool:
+        if kind is Crash:
+            self.process.is_alive = False
+        return kind in {Crash, StoreUnavailableError}
+
+
+class World:
+    """All of it. A test makes tasks and flows, starts runs, and lets the system run; or moves each part itself."""
+
+    def __init__(
+        self,
+        *,
+        processes: int = 2,
+        cache_size: int = 100,
+        lost_attempts: int = 3,
+        patience: float = 30.0,
+        go_on: bool = True,
+        timing: Timing | None = None,
+    ) -> None:
+        self.clock, self.watch, self.codec = Clock(), Watch(), Codec()
+        self.store = MemoryStore(timing or Timing(), self.clock)
+        self.cache_size, self.lost_attempts, self.patience, self.go_on = cache_size, lost_attempts, patience, go_on
+        self.tasks: dict[str, Task] = {}
+        self.broker: deque[Message] = deque()
+        #: How often each step's function was entered, by its key.
+        self.executions: Counter[str] = Counter()
+        self.deliveries: list[tuple[str, TerminalEvent]] = []
+        #: Runs whose start was acknowledged, and signals that were: (workflow id, name, value).
+        self.acknowledged: list[str] = []
+        self.signals: list[tuple[str, str, Any]] = []
+        #: What is called with (process, ending) where Celery would store the result and fire callbacks.
+        self.on_delivery: Callable[[Process, Ending], object] = lambda _process, _ending: None
+        #: The process whose code runs now.
+        self.running: Process
+        self._actions: list[tuple[int, Callable[[], object]]] = []
+        self._lives = Counter[int]()
+        self._signal_keys: set[tuple[str, str]] = set()
+        self.is_alive, self.name = True, CLIENT
+        self.client = cast("Store", WatchedStore(self.store, self.watch, self))
+        self.processes = [self._born(slot) for slot in range(processes)]
+
+    # -- code --------------------------------------------------------------------------------------------------------
+
+    def task(self, function: Callable[..., Any], name: str | None = None) -> Task:
+        """Register a function as a Celery task."""
+        return self._register(Task(name or function.__name__, function))
+
+    def flow(self, function: Callable[..., Any], name: str | None = None) -> Task:
+        """Register a function as a durable task; again under the same name, it is a new deploy."""
+        return self._register(Task(name or function.__name__, function, is_durable=True))
+
+    def _register(self, task: Task) -> Task:
+        self.tasks[task.name] = task
+        return task
+
+    def definition(self, name: str) -> Definition:
+        if name not in self.tasks:
+            raise WorkflowCodeError(f"{name} is not registered")
+        return Definition(name=name, function=self.tasks[name].function)
+
+    # -- what clients do ---------------------------------------------------------------------------------------------
+
+    def start(self, flow: Task, *args: Any, id: str = "w", **waits: Any) -> Started:  # noqa: A002 - Celery's word
+        """Start a run, as ``apply_async`` does; a client that gets no answer repeats it."""
+        payload = self.codec.encode([list(args), {}], "arguments")
+        new = NewRun(workflow_id=id, name=flow.name, payload=payload, digest=digest(payload), **waits)
+        started = self._insist(lambda: self.client.start(new))
+        self.acknowledged.append(id)
+        self._publish(started.message)
+        return started
+
+    def signal(self, name: str, value: Any = None, *, id: str = "w", key: str | None = None) -> None:  # noqa: A002
+        """Send a signal; a client that gets no answer repeats it with the same key."""
+        event = SignalReceived(name=name, payload=self.codec.encode(value, "signal"))
+        chosen = f"signal:{key or len(self.signals)}"
+        answer = self._insist(lambda: self.client.append(id, event, key=chosen))
+        if (id, chosen) not in self._signal_keys:
+            self._signal_keys.add((id, chosen))
+            self.signals.append((id, name, value))
+        self._publish(answer.message)
+
+    def cancel(self, id: str = "w") -> None:  # noqa: A002
+        """Ask a run to stop."""
+        try:
+            answer = self._insist(lambda: self.client.append(id, CancelRequested(reason="asked"), key="cancel:test"))
+        except WorkflowClosedError:
+            return
+        self._publish(answer.message)
+
+    def at(self, seconds: float, action: Callable[[], object]) -> None:
+        """Do something when the clock has gone on by ``seconds``, while the system runs by itself."""
+        self._actions.append((self.clock.now + round(seconds * 1000), action))
+        self._actions.sort(key=lambda item: item[0])
+
+    def hurry(self) -> None:
+        """Do the next thing that was planned for later now."""
+        if self._actions:
+            self._actions.pop(0)[1]()
+
+    def _insist(self, verb: Callable[[], T]) -> T:
+        while True:
+            try:
+                return verb()
+            except (StoreUnavailableError, Crash):
+                self.is_alive = True
+
+    def _publish(self, message: RunMessage | None) -> None:
+        if message is not None:
+            self.broker.append(message)
+
+    # -- looking -----------------------------------------------------------------------------------------------------
+
+    def record(self, id: str = "w") -> RunRecord:  # noqa: A002
+        record = self.store.get(id)
+        assert record is not None, f"no run {id}"
+        return record
+
+    def history(self, id: str = "w") -> list[Recorded]:  # noqa: A002
+        return self.store.history(id, limit=1_000_000)
+
+    def kinds(self, id: str = "w") -> list[str]:  # noqa: A002
+        return [type(item.event).__name__ for item in self.history(id)]
+
+    def outcome(self, id: str = "w") -> tuple[RunStatus, Any]:  # noqa: A002
+        """Return a run's status, and its result, or what it failed with as text."""
+        record, last = self.record(id), self.history(id)[-1].event
+        if isinstance(last, RunCompleted):
+            return record.status, self.codec.decode(last.payload)
+        return record.status, self.codec.decode(last.payload)["message"] if record.status.is_closed else None
+
+    @property
+    def pending(self) -> Mapping[tuple[str, str, int], int]:
+        """What the agenda holds besides the lives of processes and retention."""
+        return {entry: due for entry, due in self.store.agenda.items() if entry[0] not in {"owner", "retention"}}
+
+    @property
+    def is_at_rest(self) -> bool:
+        """Whether nothing will ever happen again by itself."""
+        is_still = all(process.is_alive and process.engine.patience.is_idle for process in self.processes)
+        return is_still and not (self.broker or self.pending or self.store.held or self._actions)
+
+    # -- the system by itself ----------------------------------------------------------------------------------------
+
+    def deliver(self, slot: int = 0) -> None:
+        """Let a process handle the oldest message."""
+        self.processes[slot].handle(self.broker.popleft())
+
+    def drain(self, slot: int = 0) -> None:
+        """Let one process handle all messages, without time passing."""
+        while self.broker:
+            self.deliver(slot)
+
+    def run(self, *, until: Callable[[], bool] | None = None, seconds: float = 1200.0) -> None:
+        """Let everything happen that happens by itself, until nothing is left, or until a condition holds."""
+        end = self.clock.now + round(seconds * 1000)
+        turn = 0
+        while not (until() if until else self.is_at_rest):
+            assert self.clock.now < end, self.story()
+            self.revive()
+            if self.broker:
+                turn += 1
+                self.deliver(turn % len(self.processes))
+            else:
+                self.pass_time()
+
+    def pass_time(self) -> None:
+        """Let hearts beat and the clock go to what is due next, by a tick at most."""
+        for process in self.processes:
+            process.beat()
+        dues = [*self.pending.values(), *(due for due, _ in self._actions[:1])]
+        wait = (min(dues) - self.clock.now) / 1000 if dues else TICK
+        if not self.broker:
+            self.clock.advance(min(TICK, max(0.0, wait)))
+        while self._actions and self._actions[0][0] <= self.clock.now:
+            self._actions.pop(0)[1]()
+
+    def revive(self) -> None:
+        """Put a new process in the place of each dead one."""
+        for slot, process in enumerate(self.processes):
+            if not process.is_alive:
+                process.engine.cache.clear()
+                self.processes[slot] = self._born(slot)
+
+    def kill(self, slot: int) -> None:
+        """Let a process die between two messages."""
+        self.processes[slot].is_alive = False
+
+    def _born(self, slot: int) -> Process:
+        self._lives[slot] += 1
+        return Process(self, f"p{slot}.{self._lives[slot]}")
+
+    def story(self) -> str:
+        """Say what there is, for a test that fails."""
+        lines = [f"clock +{(self.clock.now - EPOCH) / 1000:g} s, agenda {self.pending}, held {self.store.held}"]
+        for name in self.store.run_table:
+            lines += [str(self.record(name)), *(f"  {item}" for item in self.history(name))]
+        return "\n".join([*lines, *map(str, self.broker), *self.watch.tail()])
+
+
+def crash_in(world: World) -> Callable[[], NoReturn]:
+    """Return a function that ends the process in which it is called."""
+
+    def crash() -> NoReturn:
+        world.running.crash()
+
+    return crash

@@ -1,0 +1,250 @@
+"""What must be true of a store at any time between two verbs, for every implementation.
+
+The checks read internals: a ghost in the agenda is invisible from outside until it bites. Numbers (I2, I3, ...) are
+those of the project's list of invariants.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from durable_celery.events import (
+    CommandCancelled,
+    Recorded,
+    RunCancelled,
+    RunCompleted,
+    RunFailed,
+    RunStarted,
+    StepCompleted,
+    StepFailed,
+    StepScheduled,
+    TimerFired,
+    TimerStarted,
+)
+from durable_celery.store.memory import MemoryStore
+from durable_celery.store.protocol import RunRecord, StepState, Store
+from durable_celery.store.redis import RedisStore
+
+#: kind, workflow id or process, command number
+Entry = tuple[str, str, int]
+
+_KINDS = {"r": "run", "s": "step", "t": "timer", "d": "deadline", "x": "retention"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Snapshot:
+    """All that a store holds, in one form for every implementation."""
+
+    records: dict[str, RunRecord]
+    histories: dict[str, list[Recorded]]
+    agenda: dict[Entry, int]
+    #: process -> what it has in hand: run leases and steps
+    held: dict[str, set[Entry]]
+
+
+def snapshot(store: Store) -> Snapshot:
+    """Read everything from a store that nobody uses meanwhile."""
+    if isinstance(store, MemoryStore):
+        ids, agenda = list(store.run_table), dict(store.agenda)
+        held = {
+            process: {("step" if number else "run", name, number) for name, number in things}
+            for process, things in store.held.items()
+        }
+    else:
+        assert isinstance(store, RedisStore)
+        ids, agenda, held = _read_redis(store)
+    records = {name: record for name in ids if (record := store.get(name))}
+    assert set(records) == set(ids), "an index names a run that is not there"
+    histories = {name: store.history(name, limit=100_000) for name in records}
+    return Snapshot(records=records, histories=histories, agenda=agenda, held=held)
+
+
+def raw_keys(store: RedisStore) -> dict[str, Any]:
+    """Return all keys of a Redis store with their values; JSON is parsed, because the order of its keys is chance."""
+    client: Any = store._server._connected()
+    readers: dict[str, Callable[[str], Any]] = {
+        "string": lambda name: json.loads(client.get(name)),
+        "hash": lambda name: {
+            field: json.loads(text) if text.startswith("{") else text for field, text in client.hgetall(name).items()
+        },
+        "list": lambda name: client.lrange(name, 0, -1),
+        "set": client.smembers,
+        "zset": lambda name: dict(client.zrange(name, 0, -1, withscores=True)),
+    }
+    names = client.scan_iter(match=f"{store._server.namespace}:*", count=1000)
+    return {name: readers[client.type(name)](name) for name in sorted(names)}
+
+
+def _read_redis(store: RedisStore) -> tuple[list[str], dict[Entry, int], dict[str, set[Entry]]]:
+    ids: list[str] = []
+    agenda: dict[Entry, int] = {}
+    held: dict[str, set[Entry]] = {}
+    tables: dict[str, set[str]] = {"run": set(), "log": set(), "open": set(), "keys": set()}
+    for name, value in raw_keys(store).items():
+        if name == f"{store._server.namespace}:layout":
+            continue
+        kind, _, rest = name.split("}:", 1)[1].partition(":")
+        if kind == "agenda":
+            agenda |= {_entry(member): int(due) for member, due in value.items()}
+        elif kind == "owners":
+            agenda |= {("owner", process, 0): int(due) for process, due in value.items()}
+        elif kind == "held":
+            held.setdefault(rest, set()).update(map(_entry, value))
+        elif kind == "index":
+            ids += value
+        else:
+            tables[kind].add(rest)
+    assert len(ids) == len(set(ids)), "a run stands in two indexes"
+    assert tables["run"] == tables["log"] == set(ids), "record, log and index do not go together"
+    assert tables["open"] | tables["keys"] <= set(ids), "tables of runs that are no more"
+    return ids, agenda, held
+
+
+def _entry(member: str) -> Entry:
+    place, _, name = member.partition(":")
+    return _KINDS[place[0]], name, int(place[1:] or 0)
+
+
+def check_invariants(store: Store) -> None:
+    """Assert all invariants, with all violations in the message."""
+    state = snapshot(store)
+    violations = [*_of_histories(state), *_of_runs(state), *_of_steps(state), *_no_ghosts(state)]
+    assert not violations, "\n".join([*violations, f"agenda: {state.agenda}", f"held: {state.held}"])
+
+
+def _of_histories(state: Snapshot) -> Iterator[str]:
+    for name, history in state.histories.items():
+        events = [item.event for item in history]
+        if [item.seq for item in history] != list(range(1, len(history) + 1)):
+            yield f"I1: {name}: seqs have gaps"
+        if not history or not isinstance(events[0], RunStarted):
+            yield f"{name}: the first event is not RunStarted"
+        if sorted(item.at for item in history) != [item.at for item in history]:
+            yield f"{name}: times go backwards"
+        scheduled = Counter(event.number for event in events if isinstance(event, StepScheduled))
+        outcomes = Counter(event.number for event in events if isinstance(event, StepCompleted | StepFailed))
+        fired = Counter(event.number for event in events if isinstance(event, TimerFired))
+        if max(outcomes.values(), default=0) > 1:
+            yield f"I2: {name}: outcomes recorded twice: {outcomes}"
+        if max(scheduled.values(), default=0) > 1 or set(outcomes) - set(scheduled):
+            yield f"I3: {name}: outcomes {outcomes} of scheduled {scheduled}"
+        if max(fired.values(), default=0) > 1:
+            yield f"I11: {name}: timers fired twice: {fired}"
+        ends = [n for n, event in enumerate(events, 1) if isinstance(event, RunCompleted | RunFailed | RunCancelled)]
+        if ends not in ([], [len(events)]):
+            yield f"I9: {name}: terminal events at {ends} of {len(events)}"
+        if bool(ends) != state.records[name].status.is_closed:
+            yield f"I9: {name}: status {state.records[name].status} with terminal events {ends}"
+
+
+def _of_runs(state: Snapshot) -> Iterator[str]:
+    for name, run in state.records.items():
+        entry: Entry = ("run", name, 0)
+        is_armed, is_held = entry in state.agenda, any(entry in things for things in state.held.values())
+        if run.length != len(state.histories[name]):
+            yield f"{name}: length {run.length} with {len(state.histories[name])} events"
+        if is_armed and is_held:
+            yield f"{name}: the run message is in the agenda while the lease is held"
+        if is_held != (run.owner is not None):
+            yield f"{name}: owner {run.owner}, held {is_held}"
+        if run.owner and entry not in state.held.get(_process(run.owner), set()):
+            yield f"{name}: the lease is not held by its owner's process"
+        if _has_work(run) and not (is_armed or is_held or ("timer", name, 0) in state.agenda):
+            yield f"I6: {name} is {run.status}, read {run.read} of {run.length}, and nobody is woken"
+        if run.delivered != (("retention", name, 0) in state.agenda):
+            yield f"{name}: delivered {run.delivered}, and its retention says otherwise"
+    for process in state.held:
+        if ("owner", process, 0) not in state.agenda:
+            yield f"process {process} holds things and is not known"
+
+
+def _has_work(run: RunRecord) -> bool:
+    return not run.delivered if run.status.is_closed else run.length > run.read
+
+
+def _of_steps(state: Snapshot) -> Iterator[str]:
+    for name, run in state.records.items():
+        open_numbers = {step.number for step in run.steps}
+        for step in run.steps:
+            entry: Entry = ("step", name, step.number)
+            places = ["agenda"] * (entry in state.agenda)
+            places += [f"held by {process}" for process, things in state.held.items() if entry in things]
+            expected = {
+                StepState.PENDING: ["agenda"],
+                StepState.CANCELLING: ["agenda"],
+                StepState.CLAIMED: [f"held by {_process(step.owner or '')}"],
+                StepState.CHILD: [],
+            }[step.state]
+            if places != expected:
+                yield f"{name} step {step.number} is {step.state}: in {places}, not in {expected}"
+            if (step.owner is not None) != (step.state is StepState.CLAIMED):
+                yield f"{name} step {step.number} is {step.state} with owner {step.owner}"
+        if not run.status.is_closed and (lost := _wanted_steps(state.histories[name]) - open_numbers):
+            yield f"{name}: steps {lost} are wanted and have no entry"
+
+
+def _no_ghosts(state: Snapshot) -> Iterator[str]:
+    for entry in state.agenda:
+        if entry[0] != "owner" and not _is_wanted(state, entry):
+            yield f"I15: {entry} is in the agenda for nothing"
+    for process, things in state.held.items():
+        for kind, name, number in things:
+            if name not in state.records:
+                yield f"I15: {process} holds {kind} {number} of {name}, which is not there"
+    for name, run in state.records.items():
+        timers = set() if run.status.is_closed else _running_timers(state.histories[name])
+        for number in timers:
+            if ("timer", name, number) not in state.agenda:
+                yield f"I11: timer {number} of {name} will never fire"
+
+
+def _is_wanted(state: Snapshot, entry: Entry) -> bool:
+    kind, name, number = entry
+    run = state.records.get(name)
+    if run is None:
+        return False
+    is_open = not run.status.is_closed
+    is_step = number in {step.number for step in run.steps}
+    return {
+        "run": not run.delivered,
+        "step": is_step,
+        "timer": is_open and number in _running_timers(state.histories[name]),
+        "deadline": is_open and is_step,
+        "retention": run.delivered,
+    }[kind]
+
+
+def _wanted_steps(history: list[Recorded]) -> set[int]:
+    numbers: set[int] = set()
+    for item in history:
+        match item.event:
+            case StepScheduled(number=number):
+                numbers.add(number)
+            case StepCompleted(number=number) | StepFailed(number=number) | CommandCancelled(target=number):
+                numbers.discard(number)
+            case _:
+                pass
+    return numbers
+
+
+def _running_timers(history: list[Recorded]) -> set[int]:
+    numbers: set[int] = set()
+    for item in history:
+        match item.event:
+            case RunStarted(start_at=int()):
+                numbers.add(0)
+            case TimerStarted(number=number):
+                numbers.add(number)
+            case TimerFired(number=number) | CommandCancelled(target=number):
+                numbers.discard(number)
+            case _:
+                pass
+    return numbers
+
+
+def _process(owner: str) -> str:
+    return owner.partition("#")[0]
