@@ -1,0 +1,49 @@
+"""The subject: the same app with workflows. Broker and log are on one Redis database."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from celery import Celery
+
+from benchmarks.plain import SETTINGS, URL
+from durable_celery import WorkflowContext, durable_task
+
+__all__ = ["app", "echo", "fan", "local", "sequence", "sleeper"]
+
+app = Celery("benchmarks.durable", broker=f"{URL}/1", backend=f"{URL}/2", set_as_current=False)
+app.conf.update(SETTINGS)
+
+
+@app.task
+def echo(value: Any = None) -> Any:
+    """Give back what was given: an ordinary Celery task."""
+    return value
+
+
+@durable_task(app=app)
+def sequence(ctx: WorkflowContext, steps: int) -> int:
+    """Run remote steps one after the other."""
+    for number in range(steps):
+        ctx.step(echo, number)
+    return steps
+
+
+@durable_task(app=app)
+def local(ctx: WorkflowContext, steps: int) -> int:
+    """Run local steps one after the other."""
+    for number in range(steps):
+        ctx.run(abs, number)
+    return steps
+
+
+@durable_task(app=app)
+def fan(ctx: WorkflowContext, steps: int) -> int:
+    """Run remote steps side by side and wait for all."""
+    return len(ctx.gather(*[ctx.start(echo, number) for number in range(steps)]))
+
+
+@durable_task(app=app)
+def sleeper(ctx: WorkflowContext, seconds: float) -> None:
+    """Sleep."""
+    ctx.sleep(seconds)

@@ -1,0 +1,122 @@
+"""What is measured: one Redis server and the two workers, and when they have nothing left to do."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from redis import Redis
+
+from tests.servers import RedisServer
+from tests.workers import CeleryWorker
+
+__all__ = ["PLAIN", "System", "wait_for"]
+
+#: Pool of each worker, as on a small machine.
+CONCURRENCY = 2
+#: Seconds between two looks at whether a load is done.
+LOOK = 0.01
+#: Databases of the two brokers; the log shares the second. Results of both are in database 2.
+PLAIN, DURABLE = 0, 1
+
+
+class System:
+    """One server, one plain worker and one durable worker; both idle unless they are asked."""
+
+    def __init__(self, directory: Path) -> None:
+        self.server = RedisServer(directory / "redis", extra_args=("--maxmemory-policy", "noeviction"))
+        self.workers: dict[int, CeleryWorker] = {}
+        self.directory = directory
+
+    def start(self) -> None:
+        """Start the server, then import the apps, which read its address, then start the workers."""
+        self.server.start()
+        os.environ["BENCH_REDIS"] = f"redis://127.0.0.1:{self.server.port}"
+        self.redis = {number: self.server.client(number) for number in (PLAIN, DURABLE, 2)}
+        for database in (PLAIN, DURABLE):
+            self.start_worker(database)
+
+    def start_worker(self, database: int) -> CeleryWorker:
+        """Start one side's worker and wait until a task comes through it."""
+        name = "plain" if database == PLAIN else "durable"
+        worker = CeleryWorker(
+            f"benchmarks.{name}:app", self.directory, name=name, concurrency=CONCURRENCY, loglevel="WARNING"
+        )
+        self.workers[database] = worker.start(wait=False)
+        tasks = self.plain if database == PLAIN else self.durable
+        # Enough for each pool process to have made its connections.
+        probes = [tasks.echo.delay(number) for number in range(20)]
+        wait_for(lambda: not worker.is_running or all(probe.ready() for probe in probes), 60, worker.log_path.name)
+        if not worker.is_running:
+            raise RuntimeError(f"the {name} worker ended:\n{worker.log}")
+        return worker
+
+    @property
+    def plain(self) -> Any:
+        """The tasks of the plain app."""
+        from benchmarks import plain
+
+        return plain
+
+    @property
+    def durable(self) -> Any:
+        """The tasks and workflows of the durable app."""
+        from benchmarks import durable
+
+        return durable
+
+    def stop(self) -> None:
+        """End what was started."""
+        for worker in self.workers.values():
+            worker.stop()
+        self.server.stop()
+
+    def is_idle(self, database: int) -> bool:
+        """Tell whether a broker has no message and the log no open run, twice: a message may be between two places."""
+        return all(self._is_empty(self.redis[database]) for _ in range(2))
+
+    def settle(self, database: int, timeout: float = 300.0) -> None:
+        """Wait until a side has nothing left to do; messages are acknowledged late, so that is the end of all work."""
+        wait_for(lambda: self.is_idle(database), timeout, f"database {database} to be idle")
+
+    def closed_runs(self) -> int:
+        """Count the runs that have ended."""
+        return int(self.redis[DURABLE].zcard("durable:{0}:index:closed"))
+
+    def forget_results(self) -> None:
+        """Drop what the result backend holds; queues and log stay."""
+        self.redis[2].flushdb()
+
+    @staticmethod
+    def _is_empty(client: Redis) -> bool:
+        pipe = client.pipeline(transaction=True)
+        pipe.llen("celery")
+        pipe.hlen("unacked")
+        pipe.zcard("durable:{0}:index:open")
+        return not any(pipe.execute())
+
+
+def wait_for(condition: Callable[[], bool], timeout: float, what: str) -> None:
+    """Look again and again until a condition holds."""
+    deadline = time.monotonic() + timeout
+    while not condition():
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"waited {timeout:g} s in vain for {what}")
+        time.sleep(LOOK)
+
+
+@contextmanager
+def running_system() -> Iterator[System]:
+    """Give a running system and end it afterwards."""
+    with TemporaryDirectory(prefix="durable-bench-") as directory:
+        system = System(Path(directory))
+        try:
+            system.start()
+            yield system
+        finally:
+            system.stop()
