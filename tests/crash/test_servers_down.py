@@ -56,7 +56,9 @@ def test_a_worker_in_a_turn_outlives_its_broker(make_site: Callable[..., Site], 
 
 
 def test_the_heart_beats_while_the_broker_hangs(make_site: Callable[..., Site], own_server: RedisServer) -> None:
-    site = make_site(broker=own_server.url, durable_owner_ttl=3.0)
+    # Much longer than the second between renewals: a machine that stalls delays one, and ends no lease.
+    ttl = 20.0
+    site = make_site(broker=own_server.url, durable_owner_ttl=ttl)
     site.worker()
     handle = site.start("held", str(site.directory), "step")
     site.wait_for_notes("step.began", 1)
@@ -68,8 +70,8 @@ def test_the_heart_beats_while_the_broker_hangs(make_site: Callable[..., Site], 
     try:
         # The naps end meanwhile, so there is something to publish; three renewals come all the same.
         for _ in range(3):
-            wait_until(lambda: site.owner_ends_in(owner) < 2.3, 20, "the lease to grow old")
-            wait_until(lambda: site.owner_ends_in(owner) > 2.6, 20, lambda: f"a renewal of {owner}{site.story()}")
+            wait_until(lambda: site.owner_ends_in(owner) < ttl - 0.7, 20, "the lease to grow old")
+            wait_until(lambda: site.owner_ends_in(owner) > ttl - 0.4, 20, lambda: f"a renewal of {owner}{site.story()}")
     finally:
         own_server.resume()
     site.release("step")
