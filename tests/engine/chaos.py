@@ -15,10 +15,10 @@ from typing import Any
 
 from durable_celery.policy import RetryPolicy
 from durable_celery.store.protocol import RunStatus
+from durable_celery.testing.watch import At, Fault, Kind
+from durable_celery.testing.world import Task, World
 from durable_celery.workflow import AsyncWorkflowContext, WorkflowContext
 from tests.engine.invariants import check, check_at_rest
-from tests.engine.watch import At, Fault, Kind
-from tests.engine.world import Task, World
 
 Tree = list[Any]
 

@@ -26,8 +26,8 @@ from durable_celery.events import (
 )
 from durable_celery.policy import RetryPolicy
 from durable_celery.store.protocol import RunStatus
+from durable_celery.testing.world import World
 from durable_celery.workflow import replay
-from tests.engine.world import World
 from tests.store.invariants import check_invariants
 
 

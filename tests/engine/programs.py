@@ -10,8 +10,8 @@ from typing import Any
 from durable_celery.errors import StepLostError, WorkflowCancelled
 from durable_celery.policy import RetryPolicy
 from durable_celery.store.protocol import RunStatus
+from durable_celery.testing.world import Task, World
 from durable_celery.workflow import AsyncWorkflowContext, WorkflowContext
-from tests.engine.world import Task, World
 
 #: workflow id -> status and result
 Outcomes = dict[str, tuple[RunStatus, Any]]

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 
 from durable_celery.store.protocol import RunStatus
+from durable_celery.testing.world import World
 from durable_celery.workflow import AsyncWorkflowContext, WorkflowContext
 from tests.engine.invariants import check_at_rest
-from tests.engine.world import World
 
 
 def counting(world: World, turns: int) -> list[str]:

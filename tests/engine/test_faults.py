@@ -6,10 +6,10 @@ from itertools import count
 
 import pytest
 
+from durable_celery.testing.watch import Fault, Kind
+from durable_celery.testing.world import World
 from tests.engine.invariants import check_at_rest
 from tests.engine.programs import PROGRAMS, Program
-from tests.engine.watch import Fault, Kind
-from tests.engine.world import World
 
 #: What happens, how long the engine insists (seconds), and how many calls in a row go wrong.
 FAULTS = [

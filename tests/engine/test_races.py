@@ -12,10 +12,10 @@ from durable_celery.errors import StoreUnavailableError, WorkflowCancelled, Work
 from durable_celery.events import RunCancelled, RunCompleted, StepCompleted, StepScheduled
 from durable_celery.policy import RetryPolicy
 from durable_celery.store.protocol import Claim, Refusal, RunMessage, RunStatus, StepKey, StepMessage, StepState, Turn
+from durable_celery.testing.watch import At, Call, Fault, Kind
+from durable_celery.testing.world import Task, World, crash_in
 from durable_celery.workflow import WorkflowContext
 from tests.engine.invariants import check, check_at_rest
-from tests.engine.watch import At, Call, Fault, Kind
-from tests.engine.world import Task, World, crash_in
 
 STEP = StepKey(workflow_id="w", run=1, number=1)
 

@@ -29,7 +29,7 @@ from durable_celery.store.protocol import (
     Timing,
 )
 from durable_celery.workflow import Definition
-from tests.engine.watch import Crash, Watch, WatchedStore
+from durable_celery.testing.watch import Crash, Watch, WatchedStore
 
 T = TypeVar("T")
 Message = RunMessage | StepMessage
