@@ -1,5 +1,5 @@
 # Everything here needs only python3 (3.11 or newer) with venv; each target sets up .venv by itself.
-.PHONY: demo test lint bench lock clean
+.PHONY: demo test lint bench simulate chaos soak audit lock clean
 
 PYTHON ?= python3
 # More words for pytest: make test TEST_ARGS="-k signal -x"
@@ -29,6 +29,28 @@ lint: $(DEV_READY)
 
 bench: $(DEV_READY)
 	$(BIN)/python -m benchmarks $(BENCH_ARGS)
+
+# Random programs under random faults, on all cores: make simulate N=1000000 SEED=0
+N ?= 20000
+SEED ?= 0
+simulate: $(DEV_READY)
+	$(BIN)/python -m tests.simulation --histories $(N) --seed $(SEED)
+
+# Every fault of the catalogue on real workers and servers, the long ones as well.
+chaos: $(DEV_READY)
+	$(BIN)/python -m pytest -m "chaos or not chaos" tests/chaos tests/crash tests/pools $(TEST_ARGS)
+
+# Random programs on real workers and servers under all faults; a seed of its own, unless one is given.
+# make soak MINUTES=30 SEED=7 BROKER=rabbitmq
+MINUTES ?= 30
+BROKER ?= redis
+soak: $(DEV_READY)
+	$(BIN)/python -m tests.chaos.soak --minutes $(MINUTES) --broker $(BROKER) \
+		$(if $(filter command% environment%,$(origin SEED)),--seed $(SEED))
+
+# Asks a vulnerability service: needs the internet, and fails without it.
+audit: $(DEV_READY)
+	$(BIN)/python tools/audit.py requirements/dev.lock requirements/demo.lock
 
 # Bring the locked versions up to date. The files name neither registries nor machines.
 UV_COMPILE := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --upgrade --strip-extras \

@@ -1,4 +1,7 @@
-"""Eyes and hands on each call of a store: who called what, hooks before and after, and faults at the n-th call."""
+"""Eyes and hands on each call of a store: who called what, hooks before and after, and faults at the n-th call.
+
+Nothing here looks into a store. What is noted of the calls (claims, tokens) is what the invariants ask for later.
+"""
 
 from __future__ import annotations
 
@@ -9,8 +12,13 @@ from enum import StrEnum
 from functools import partial
 from typing import Any, Protocol
 
-from durable_celery.errors import StoreUnavailableError
-from durable_celery.store.protocol import Claim, Committed, Finished, Lease, Turn
+from durable_celery.errors import StaleLeaseError, StoreUnavailableError
+from durable_celery.store.protocol import Claim, Committed, Finished, Lease, Refused, Turn
+
+__all__ = ["At", "Call", "Caller", "Crash", "Fault", "Hook", "Kind", "Watch", "WatchedStore"]
+
+#: How many of the last calls a story shows.
+_TAIL = 40
 
 
 class Crash(BaseException):
@@ -21,10 +29,12 @@ class Caller(Protocol):
     """Who calls a store."""
 
     name: str
+    #: A call of somebody dead raises :class:`Crash` and does not reach the store.
     is_alive: bool
 
 
-@dataclass(frozen=True, kw_only=True)
+# Not frozen: one is made for each call, and a frozen one takes three times as long.
+@dataclass(slots=True)
 class Call:
     """One call of a verb."""
 
@@ -34,13 +44,20 @@ class Call:
     verb: str
     args: tuple[Any, ...]
 
+    def __str__(self) -> str:
+        return f"{self.number} {self.caller.name} {self.verb} {self.args!r:.150}"
+
 
 class Hook(Protocol):
     """Something that happens at calls."""
 
-    def before(self, call: Call) -> None: ...
+    def before(self, call: Call) -> None:
+        """See a call that has not reached the store yet; what is raised here is the caller's answer."""
+        ...
 
-    def after(self, call: Call) -> None: ...
+    def after(self, call: Call) -> None:
+        """See a call that has taken effect; what is raised here takes the place of the answer."""
+        ...
 
 
 class Watch:
@@ -49,44 +66,58 @@ class Watch:
     def __init__(self) -> None:
         self.count = 0
         self.hooks: list[Hook] = []
+        #: Called with each call that has taken effect, before the hooks.
+        self.witness: Callable[[Call], object] | None = None
         #: Claims that were given, by step key: what attempts were counted.
         self.claims: Counter[str] = Counter()
         #: What was written under a token that was not the newest.
         self.stale_writes: list[str] = []
-        self._tail: deque[str] = deque(maxlen=40)
+        #: What was refused, and how often: stale commits, claims and outcomes, by reason.
+        self.refusals: Counter[str] = Counter()
+        #: The last calls, oldest first.
+        self.calls: deque[Call] = deque(maxlen=_TAIL)
         self._claimants: set[str] = set()
         #: Newest token of each run and each step.
         self._newest: dict[str, int] = {}
 
     def begin(self, caller: Caller, verb: str, args: tuple[Any, ...]) -> Call:
+        """Count a call.
+
+        Raises:
+            Crash: the caller is dead.
+        """
         if not caller.is_alive:
             raise Crash
         self.count += 1
-        self._tail.append(f"  {self.count} {caller.name} {verb} {args!r:.150}")
-        return Call(number=self.count, caller=caller, verb=verb, args=args)
+        call = Call(self.count, caller, verb, args)
+        self.calls.append(call)
+        return call
 
     def note(self, answer: object) -> None:
         """Note the tokens that were given out."""
-        match answer:
-            case Claim():
-                self.claims[str(answer.key)] += answer.owner not in self._claimants
-                self._claimants.add(answer.owner)
-                self._newest[str(answer.key)] = answer.token
-            case Turn(lease=lease) | Finished(turn=Turn(lease=lease)):
-                self._newest[lease.workflow_id] = lease.token
-            case _:
-                pass
+        if isinstance(answer, Claim):
+            key = str(answer.key)
+            self.claims[key] += answer.owner not in self._claimants
+            self._claimants.add(answer.owner)
+            self._newest[key] = answer.token
+            return
+        if isinstance(answer, Refused):
+            self.refusals[answer.reason] += 1
+            return
+        turn = answer
+        if isinstance(answer, Finished):
+            turn = answer.turn
+            self.refusals["outcome"] += not answer.recorded
+        if isinstance(turn, Turn):
+            self._newest[turn.lease.workflow_id] = turn.lease.token
 
     def note_write(self, call: Call, token: int | None, answer: object) -> None:
         """Look at the token of a call that wrote something."""
-        match answer:
-            case Committed() if call.args[1]:
-                lease: Lease = call.args[0]
-                self._check_token(call, lease.workflow_id, lease.token)
-            case Finished(recorded=True) if token is not None:
-                self._check_token(call, str(call.args[0]), token)
-            case _:
-                pass
+        if isinstance(answer, Committed) and call.args[1]:
+            lease: Lease = call.args[0]
+            self._check_token(call, lease.workflow_id, lease.token)
+        elif isinstance(answer, Finished) and answer.recorded and token is not None:
+            self._check_token(call, str(call.args[0]), token)
 
     def _check_token(self, call: Call, name: str, token: int) -> None:
         if token != self._newest[name]:
@@ -95,26 +126,39 @@ class Watch:
             )
 
     def tail(self) -> Sequence[str]:
-        return tuple(self._tail)
+        """Return the last calls, for people."""
+        return [f"  {call}" for call in self.calls]
 
 
 class WatchedStore:
     """A store as one caller has it. It has the verbs of :class:`~durable_celery.store.protocol.Store`, by name."""
 
     def __init__(self, store: object, watch: Watch, caller: Caller) -> None:
+        """Stand between a caller and a store."""
         self._store, self._watch, self._caller = store, watch, caller
 
     def __getattr__(self, verb: str) -> Callable[..., Any]:
-        return partial(self._call, verb)
+        bound = partial(self._call, verb, getattr(self._store, verb))
+        # Found without a search from now on.
+        setattr(self, verb, bound)
+        return bound
 
-    def _call(self, verb: str, *args: Any, **kwargs: Any) -> Any:
-        call = self._watch.begin(self._caller, verb, args)
-        for hook in self._watch.hooks:
+    def _call(self, verb: str, perform: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        watch = self._watch
+        call = watch.begin(self._caller, verb, args)
+        for hook in tuple(watch.hooks):
             hook.before(call)
-        answer = getattr(self._store, verb)(*args, **kwargs)
-        self._watch.note_write(call, kwargs.get("token"), answer)
-        self._watch.note(answer)
-        for hook in self._watch.hooks:
+        try:
+            answer = perform(*args, **kwargs)
+        except StaleLeaseError:
+            watch.refusals["stale commit"] += 1
+            raise
+        if answer is not None:
+            watch.note_write(call, kwargs.get("token"), answer)
+            watch.note(answer)
+        if watch.witness is not None:
+            watch.witness(call)
+        for hook in tuple(watch.hooks):
             hook.after(call)
         return answer
 
@@ -135,15 +179,18 @@ class Fault:
     """A hook that makes the ``number``-th call go wrong, and ``more`` calls after it."""
 
     def __init__(self, kind: Kind, number: int, more: int = 0) -> None:
+        """Say what goes wrong, and from which call of the world on."""
         self.kind, self.number, self.more = kind, number, more
         #: Whether it has happened.
         self.is_spent = False
 
     def before(self, call: Call) -> None:
+        """See :meth:`Hook.before`."""
         if self._is_due(call) and self.kind in {Kind.UNREACHED, Kind.CRASH_BEFORE}:
             self._strike(call)
 
     def after(self, call: Call) -> None:
+        """See :meth:`Hook.after`."""
         if self._is_due(call) and self.kind in {Kind.LOST_REPLY, Kind.CRASH_AFTER}:
             self._strike(call)
 
@@ -169,14 +216,17 @@ class At:
         after: bool = False,
         when: Callable[[Call], bool] = lambda _: True,
     ) -> None:
+        """Say what is done, and at which call."""
         self.verb, self.action, self.is_after, self.when = verb, action, after, when
         self.is_spent = False
 
     def before(self, call: Call) -> None:
+        """See :meth:`Hook.before`."""
         if not self.is_after:
             self._act(call)
 
     def after(self, call: Call) -> None:
+        """See :meth:`Hook.after`."""
         if self.is_after:
             self._act(call)
 

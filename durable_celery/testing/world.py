@@ -3,6 +3,8 @@
 The engine, the workflow room and the memory store are the real ones. The broker is a list that a test may lose from,
 repeat and shuffle; the clock goes when it is told to; a process is an engine with a name, which may be killed at any
 store call, in a step, in a local step or in a delivery. So each history is repeatable.
+
+What goes wrong, and when, is not decided here: tests do that with the hooks of :mod:`durable_celery.testing.watch`.
 """
 
 from __future__ import annotations
@@ -11,9 +13,16 @@ from collections import Counter, deque
 from collections.abc import Callable, Mapping
 from typing import Any, NoReturn, TypeVar, cast
 
-from durable_celery.codec import Codec, digest
+from durable_celery.codec import Codec, Place, place_of
 from durable_celery.engine import Ending, Engine, Patience
-from durable_celery.errors import StoreUnavailableError, WorkflowClosedError, WorkflowCodeError
+from durable_celery.engine.starting import start_run
+from durable_celery.errors import (
+    DurableError,
+    StoreUnavailableError,
+    WorkflowClosedError,
+    WorkflowCodeError,
+    WorkflowNotFoundError,
+)
 from durable_celery.events import CancelRequested, Recorded, RunCompleted, SignalReceived, TerminalEvent
 from durable_celery.store.memory import MemoryStore
 from durable_celery.store.protocol import (
@@ -28,60 +37,33 @@ from durable_celery.store.protocol import (
     Store,
     Timing,
 )
-from durable_celery.workflow import Definition
+from durable_celery.testing.surroundings import CLIENT, EPOCH, TICK, Clock, Message, OpenStore, Publisher, Task
 from durable_celery.testing.watch import Crash, Watch, WatchedStore
+from durable_celery.workflow import Definition
+
+__all__ = [
+    "CLIENT",
+    "EPOCH",
+    "TICK",
+    "Clock",
+    "Message",
+    "OpenStore",
+    "Process",
+    "Publisher",
+    "Task",
+    "World",
+    "crash_in",
+    "mortal",
+]
 
 T = TypeVar("T")
-Message = RunMessage | StepMessage
-
-#: Where the clock begins, in ms since 1970.
-EPOCH = 1_800_000_000_000
-#: Longest step of the clock while the system runs by itself: below ``owner_ttl``, so that a leaked lease stays leaked.
-TICK = 3.0
-CLIENT = "client"
-
-
-class Task:
-    """A function of the test that looks like a Celery task, or like a durable task."""
-
-    def __init__(self, name: str, function: Callable[..., Any], *, is_durable: bool = False) -> None:
-        self.name, self.function, self.is_durable = name, function, is_durable
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return self.function(*args, **kwargs)
-
-
-class Clock:
-    """Milliseconds since 1970, moved by hand."""
-
-    def __init__(self) -> None:
-        self.now = EPOCH
-
-    def __call__(self) -> int:
-        return self.now
-
-    def advance(self, seconds: float) -> None:
-        self.now += round(seconds * 1000)
-
-
-class Publisher:
-    """The engine's dispatcher: it puts messages into the world's list."""
-
-    def __init__(self, broker: deque[Message]) -> None:
-        self.broker = broker
-
-    def publish(self, messages: Any) -> int:
-        self.broker.extend(messages)
-        return len(messages)
-
-    def child_envelope(self, message: StepMessage) -> str:
-        return message.envelope
 
 
 class Process:
     """A worker process with one slot: its own engine, hence its own cache."""
 
     def __init__(self, world: World, name: str) -> None:
+        """Begin to live, with an empty cache."""
         self.world, self.name, self.is_alive = world, name, True
         #: The claim of the step that it executes now.
         self.claim: Claim | None = None
@@ -98,7 +80,7 @@ class Process:
 
     def handle(self, message: Message) -> None:
         """Do what a worker does with a message."""
-        with _mortal(self):
+        with mortal(self):
             if isinstance(message, RunMessage):
                 self._turn(message.workflow_id)
             else:
@@ -106,7 +88,7 @@ class Process:
 
     def beat(self, *gone: str) -> None:
         """Renew, sweep, and do what waited for the store: the heart of the worker's main process."""
-        with _mortal(self):
+        with mortal(self):
             self.engine.store.renew([self.name], gone)
             self.engine.sweep()
             self.engine.patience.work_off()
@@ -129,7 +111,9 @@ class Process:
             return
         world, self.claim = self.world, claim
         world.executions[str(message.key)] += 1
-        args, kwargs = world.codec.decode(message.override or message.scheduled.payload)
+        kind, key = "override" if message.override else "call", message.key
+        place = Place(key.workflow_id, kind, key.number, key.run)
+        args, kwargs = world.codec.decode(message.override or message.scheduled.payload, place)
         world.running = self
         try:
             result = world.tasks[message.scheduled.task](*args, **kwargs)
@@ -139,7 +123,7 @@ class Process:
             self.engine.complete_step(claim, result, go_on=world.go_on)
 
 
-class _mortal:  # noqa: N801 - reads as a statement
+class mortal:  # noqa: N801 - reads as a statement
     """Ends the process at a crash; an engine's verb that gave up is a failed Celery task, and no more."""
 
     def __init__(self, process: Process) -> None:
@@ -157,6 +141,9 @@ class _mortal:  # noqa: N801 - reads as a statement
 class World:
     """All of it. A test makes tasks and flows, starts runs, and lets the system run; or moves each part itself."""
 
+    #: What the worker processes are.
+    process_type: type[Process] = Process
+
     def __init__(
         self,
         *,
@@ -166,9 +153,23 @@ class World:
         patience: float = 30.0,
         go_on: bool = True,
         timing: Timing | None = None,
+        make_store: Callable[[Timing, Clock], OpenStore] = MemoryStore,
+        codec: Codec | None = None,
     ) -> None:
-        self.clock, self.watch, self.codec = Clock(), Watch(), Codec()
-        self.store = MemoryStore(timing or Timing(), self.clock)
+        """Set up an idle system.
+
+        Args:
+            processes: how many worker processes there are.
+            cache_size: how many suspended executions each keeps.
+            lost_attempts: after how many lost processes a step without a retry policy fails.
+            patience: how many seconds the engine repeats a verb of a store that is away.
+            go_on: whether the process that finished a step goes on with its run.
+            timing: the waits of the store.
+            make_store: makes the store, under the clock of this world.
+            codec: writes and reads payloads; a process has the one that the world had when it was born.
+        """
+        self.clock, self.watch, self.codec = Clock(), Watch(), codec or Codec()
+        self.store: OpenStore = make_store(timing or Timing(), self.clock)
         self.cache_size, self.lost_attempts, self.patience, self.go_on = cache_size, lost_attempts, patience, go_on
         self.tasks: dict[str, Task] = {}
         self.broker: deque[Message] = deque()
@@ -204,6 +205,11 @@ class World:
         return task
 
     def definition(self, name: str) -> Definition:
+        """Return the code of a durable task.
+
+        Raises:
+            WorkflowCodeError: it is not registered.
+        """
         if name not in self.tasks:
             raise WorkflowCodeError(f"{name} is not registered")
         return Definition(name=name, function=self.tasks[name].function)
@@ -212,16 +218,19 @@ class World:
 
     def start(self, flow: Task, *args: Any, id: str = "w", **waits: Any) -> Started:  # noqa: A002 - Celery's word
         """Start a run, as ``apply_async`` does; a client that gets no answer repeats it."""
-        payload = self.codec.encode([list(args), {}], "arguments")
-        new = NewRun(workflow_id=id, name=flow.name, payload=payload, digest=digest(payload), **waits)
-        started = self._insist(lambda: self.client.start(new))
+        place = Place(id, "start")
+        text = self.codec.dumps([list(args), {}], "arguments")
+        payload = self.codec.seal(text, place)
+        new = NewRun(workflow_id=id, name=flow.name, payload=payload, digest="", **waits)
+        started = self._insist(lambda: start_run(self.client, new, self.codec.digests(text, place)))
         self.acknowledged.append(id)
         self._publish(started.message)
         return started
 
     def signal(self, name: str, value: Any = None, *, id: str = "w", key: str | None = None) -> None:  # noqa: A002
         """Send a signal; a client that gets no answer repeats it with the same key."""
-        event = SignalReceived(name=name, payload=self.codec.encode(value, "signal"))
+        place = Place(id, "signal", run=0, name=name)
+        event = SignalReceived(name=name, payload=self.codec.encode(value, "signal", place))
         chosen = f"signal:{key or len(self.signals)}"
         answer = self._insist(lambda: self.client.append(id, event, key=chosen))
         if (id, chosen) not in self._signal_keys:
@@ -261,22 +270,28 @@ class World:
     # -- looking -----------------------------------------------------------------------------------------------------
 
     def record(self, id: str = "w") -> RunRecord:  # noqa: A002
+        """Return the record of a run."""
         record = self.store.get(id)
-        assert record is not None, f"no run {id}"
+        if record is None:
+            raise WorkflowNotFoundError(id)
         return record
 
     def history(self, id: str = "w") -> list[Recorded]:  # noqa: A002
+        """Return all events of a run."""
         return self.store.history(id, limit=1_000_000)
 
     def kinds(self, id: str = "w") -> list[str]:  # noqa: A002
+        """Return the names of the events of a run."""
         return [type(item.event).__name__ for item in self.history(id)]
 
     def outcome(self, id: str = "w") -> tuple[RunStatus, Any]:  # noqa: A002
         """Return a run's status, and its result, or what it failed with as text."""
         record, last = self.record(id), self.history(id)[-1].event
         if isinstance(last, RunCompleted):
-            return record.status, self.codec.decode(last.payload)
-        return record.status, self.codec.decode(last.payload)["message"] if record.status.is_closed else None
+            return record.status, self.codec.decode(last.payload, place_of(last, id))
+        if not record.status.is_closed:
+            return record.status, None
+        return record.status, self.codec.decode(last.payload, place_of(last, id))["message"]
 
     @property
     def pending(self) -> Mapping[tuple[str, str, int], int]:
@@ -305,7 +320,8 @@ class World:
         end = self.clock.now + round(seconds * 1000)
         turn = 0
         while not (until() if until else self.is_at_rest):
-            assert self.clock.now < end, self.story()
+            if self.clock.now >= end:
+                raise DurableError(f"after {seconds:g} s the system is not at rest\n{self.story()}")
             self.revive()
             if self.broker:
                 turn += 1
@@ -337,7 +353,7 @@ class World:
 
     def _born(self, slot: int) -> Process:
         self._lives[slot] += 1
-        return Process(self, f"p{slot}.{self._lives[slot]}")
+        return self.process_type(self, f"p{slot}.{self._lives[slot]}")
 
     def story(self) -> str:
         """Say what there is, for a test that fails."""

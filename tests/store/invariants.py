@@ -89,11 +89,11 @@ def _read_redis(store: RedisStore) -> tuple[list[str], dict[Entry, int], dict[st
             continue
         kind, _, rest = name.split("}:", 1)[1].partition(":")
         if kind == "agenda":
-            agenda |= {_entry(member): int(due) for member, due in value.items()}
+            agenda |= {entry_of(member): int(due) for member, due in value.items()}
         elif kind == "owners":
             agenda |= {("owner", process, 0): int(due) for process, due in value.items()}
         elif kind == "held":
-            held.setdefault(rest, set()).update(map(_entry, value))
+            held.setdefault(rest, set()).update(map(entry_of, value))
         elif kind == "index":
             ids += value
         else:
@@ -104,7 +104,8 @@ def _read_redis(store: RedisStore) -> tuple[list[str], dict[Entry, int], dict[st
     return ids, agenda, held
 
 
-def _entry(member: str) -> Entry:
+def entry_of(member: str) -> Entry:
+    """Return what a member of an agenda in Redis names."""
     place, _, name = member.partition(":")
     return _KINDS[place[0]], name, int(place[1:] or 0)
 
@@ -112,8 +113,13 @@ def _entry(member: str) -> Entry:
 def check_invariants(store: Store) -> None:
     """Assert all invariants, with all violations in the message."""
     state = snapshot(store)
-    violations = [*_of_histories(state), *_of_runs(state), *_of_steps(state), *_no_ghosts(state)]
+    violations = violations_of(state)
     assert not violations, "\n".join([*violations, f"agenda: {state.agenda}", f"held: {state.held}"])
+
+
+def violations_of(state: Snapshot) -> list[str]:
+    """Return all violations of all invariants."""
+    return [*_of_histories(state), *_of_runs(state), *_of_steps(state), *_no_ghosts(state)]
 
 
 def _of_histories(state: Snapshot) -> Iterator[str]:

@@ -148,6 +148,13 @@ def test_what_a_server_says_of_itself_is_held_against_what_it_should(
     assert finding.level == level
 
 
+def test_server_that_loads_its_data_is_not_said_to_write_none() -> None:
+    # While it reads its append-only file, a server says that it has none.
+    findings = check_server({**GOOD, "loading": 1, "aof_enabled": 0}, None)
+
+    assert [finding.check for finding in findings] == ["loading"]
+
+
 @pytest.mark.parametrize("version", ["6.2.0", "7.4.1", "8.0", "10.1.0"])
 def test_well_kept_server_has_nothing_but_its_class(version: str) -> None:
     findings = check_server({**GOOD, "redis_version": version}, "always")
