@@ -122,7 +122,6 @@ def test_blocked_run_shows_the_whole_story_of_the_mismatch(desk: Desk) -> None:
     with desk.new_worker(DESK_CODE="2"):
         desk.text("signal", workflow_id, "decision")
         desk.wait(workflow_id, "blocked")
-    desk.worker.start()
 
     text = desk.text("show", workflow_id)
     assert "blocked, because" in text
@@ -130,6 +129,7 @@ def test_blocked_run_shows_the_whole_story_of_the_mismatch(desk: Desk) -> None:
     assert "ctx.patched(" in text
     assert desk.json("show", workflow_id)["reason"].count("\n") > 3
     # The first worker has the code that fits: the run goes on without anybody's help.
+    desk.worker.start()
     desk.wait(workflow_id, "completed")
 
 
@@ -188,7 +188,7 @@ def test_colours_and_cut_lines_are_for_terminals_only(desk: Desk, waiting: str) 
 def test_help_names_every_command(desk: Desk) -> None:
     text = desk.text("--help")
 
-    assert {"list", "show", "history", "signal", "cancel"} <= set(text.split())
+    assert {"list", "show", "history", "export", "signal", "cancel"} <= set(text.split())
 
 
 def _read(descriptor: int) -> bytes:

@@ -1,0 +1,5 @@
+"""Where Celery finds the app: `celery -A shop.worker worker`."""
+
+from shop import create_app
+
+app = create_app()
