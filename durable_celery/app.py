@@ -6,27 +6,30 @@ nothing else happens until a durable task is used. A :class:`Binding` belongs to
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
 from celery._state import _get_active_apps, connect_on_app_finalize
 
 from durable_celery.client import Client, WorkflowHandle
-from durable_celery.codec import Codec
+from durable_celery.codec import Codec, chain_of
 from durable_celery.dispatch import CeleryDispatcher
-from durable_celery.engine import Engine, Patience
+from durable_celery.engine import Engine, HistoryLimits, Patience
 from durable_celery.errors import ConfigurationError, WorkflowCodeError
 from durable_celery.identity import process_name
 from durable_celery.settings import Settings
 from durable_celery.store.protocol import Timing
 
 if TYPE_CHECKING:
+    from collections.abc import Generator
+
     from celery import Celery
 
     from durable_celery.store.protocol import StepMessage, Store
     from durable_celery.workflow import Definition
 
-__all__ = ["EAGER", "Binding", "binding_of"]
+__all__ = ["EAGER", "Binding", "binding_of", "bound"]
 
 
 class Binding:
@@ -39,7 +42,10 @@ class Binding:
             ConfigurationError: a setting is wrong, or no store can be found.
         """
         self.app, self.settings = app, Settings.of(app)
-        self.codec = Codec(self.settings.payload_limit)
+        chain = chain_of(self.settings.codec)
+        self.codec = Codec(self.settings.payload_limit, chain, accepts_plain=self.settings.codec_plain)
+        #: Whether Celery, its result backend and its monitors are kept from seeing how runs and steps end.
+        self.hides_ends = self.codec.hides and not self.settings.reveal_results
         self.store = store or open_store(app, self.settings)
         self.dispatcher = CeleryDispatcher(app, self.codec, self._reject)
         self.engine = Engine(
@@ -52,7 +58,10 @@ class Binding:
             lost_attempts=self.settings.lost_attempts,
             patience=Patience(self.settings.patience),
         )
-        self.client = Client(store=self.store, engine=self.engine, codec=self.codec)
+        self.engine.limits = HistoryLimits(events=self.settings.history_limit, size=self.settings.history_bytes_limit)
+        self.client = Client(
+            store=self.store, engine=self.engine, codec=self.codec, inbox_limit=self.settings.inbox_limit
+        )
         #: Whether this process belongs to a worker that was started with ``-E``.
         self.sends_events = False
 
@@ -144,9 +153,23 @@ def binding_of(app: Celery) -> Binding:
     return _bindings[app]
 
 
+@contextmanager
+def bound(binding: Binding) -> Generator[None, None, None]:
+    """Let the app of a binding have it for a while, in the place of its own (tests)."""
+    before = _bindings.get(binding.app)
+    _bindings[binding.app] = binding
+    try:
+        yield
+    finally:
+        if before is None:
+            del _bindings[binding.app]
+        else:
+            _bindings[binding.app] = before
+
+
 EAGER = (
     "task_always_eager runs tasks inside the caller, where a workflow cannot wait, sleep or survive anything. "
-    "Unset it, and test workflows against a worker"
+    "Unset it, and test workflows with durable_celery.testing"
 )
 
 

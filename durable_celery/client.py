@@ -7,7 +7,7 @@ because the end of a run is in its history.
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 from uuid import uuid4
@@ -18,8 +18,8 @@ from celery.exceptions import TaskRevokedError
 from celery.exceptions import TimeoutError as CeleryTimeoutError
 from celery.result import AsyncResult, assert_will_not_block
 
-from durable_celery.codec import check_id, rebuild
-from durable_celery.errors import WorkflowClosedError, WorkflowNotFoundError
+from durable_celery.codec import Place, check_id, check_name, place_of, rebuild
+from durable_celery.errors import PayloadError, WorkflowClosedError, WorkflowNotFoundError
 from durable_celery.events import CancelRequested, RunCancelled, RunCompleted, SignalReceived
 from durable_celery.store.protocol import RunStatus
 
@@ -47,6 +47,8 @@ STATES = {
     RunStatus.CANCELLED: states.REVOKED,
 }
 _FIRST_LOOK, _LAST_LOOK = 0.005, 0.25
+#: Longest reason of a cancel, in characters.
+_REASON_LIMIT = 1000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,6 +58,8 @@ class Client:
     store: Store
     engine: Engine
     codec: Codec
+    #: How many inputs may wait for a run's next turn before a signal is refused; 0: any number.
+    inbox_limit: int = 0
 
     def signal(self, workflow_id: str, name: str, value: object = None, *, key: str | None = None) -> None:
         """Send a signal; it is kept until the workflow waits for it.
@@ -69,10 +73,16 @@ class Client:
         Raises:
             WorkflowNotFoundError: there is no such run.
             WorkflowClosedError: the run has ended.
+            InvalidRequestError: the name or key cannot be one; nothing was written.
             PayloadError: the value cannot be recorded; nothing was written.
+            InboxFullError: the run has not taken in ``durable_inbox_limit`` earlier inputs; nothing was written.
         """
-        payload = self.codec.encode(value, f"the value of signal {name!r}")
-        self._append(workflow_id, SignalReceived(name=name, payload=payload), f"signal:{key or uuid4().hex}")
+        check_id(workflow_id)
+        check_name(name, "the name of a signal")
+        key = uuid4().hex if key is None else check_name(key, "the key of a signal")
+        event = SignalReceived(name=name)
+        payload = self.codec.encode(value, f"the value of signal {name!r}", place_of(event, workflow_id))
+        self._append(workflow_id, replace(event, payload=payload), f"signal:{key}", room=self.inbox_limit)
 
     def cancel(self, workflow_id: str, reason: str = "") -> None:
         """Ask a run to stop: ``WorkflowCancelled`` is raised where it waits, and its clean-up code runs.
@@ -82,9 +92,14 @@ class Client:
         Raises:
             WorkflowNotFoundError: there is no such run.
             WorkflowClosedError: the run has ended otherwise.
+            PayloadError: the reason is too long; nothing was written.
         """
+        if len(reason) > _REASON_LIMIT:
+            msg = f"the reason of a cancel has {len(reason)} characters, the limit is {_REASON_LIMIT}"
+            raise PayloadError(msg)
+        words = self.codec.seal_words(reason, place_of(CancelRequested(), check_id(workflow_id)))
         try:
-            self._append(workflow_id, CancelRequested(reason=reason), f"cancel:{uuid4().hex}")
+            self._append(workflow_id, CancelRequested(reason=words), f"cancel:{uuid4().hex}")
         except WorkflowClosedError as error:
             if error.status != RunStatus.CANCELLED:
                 raise
@@ -99,6 +114,15 @@ class Client:
         if record is None:
             raise WorkflowNotFoundError(workflow_id)
         return record
+
+    def legible(self, record: RunRecord) -> RunRecord:
+        """Return a record with its reason and its steps' errors opened, as far as this process has the keys."""
+        reason = self.codec.legible(record.reason, Place(record.workflow_id, "reason", run=record.run))
+        steps = []
+        for step in record.steps:
+            place = Place(record.workflow_id, "error", step.number, record.run)
+            steps.append(replace(step, error=step.error and self.codec.legible(step.error, place)))
+        return replace(record, reason=reason, steps=tuple(steps))
 
     def history(self, workflow_id: str) -> list[Recorded]:
         """Return the whole history of a run.
@@ -149,20 +173,25 @@ class Client:
             pause = min(pause * 1.1, _LAST_LOOK)
 
     def outcome(self, event: Event, workflow_id: str) -> Any:
-        """Return the result of a terminal event, or the exception that it stands for."""
+        """Return the result of a terminal event, or the exception that it stands for.
+
+        Raises:
+            CodecError: its payload cannot be opened here.
+        """
+        place = place_of(event, workflow_id)
         if isinstance(event, RunCompleted):
-            return self.codec.decode(event.payload)
+            return self.codec.decode(event.payload, place)
         if isinstance(event, RunCancelled):
             return TaskRevokedError(f"workflow {workflow_id} was cancelled")
-        return rebuild(event.payload, self.codec)
+        return rebuild(event.payload, self.codec, place)
 
     def _end_of(self, record: RunRecord | None) -> Recorded | None:
         if record is None or not record.status.is_closed:
             return None
         return self.store.history(record.workflow_id, after=record.length - 1, limit=1)[0]
 
-    def _append(self, workflow_id: str, event: Event, key: str) -> None:
-        answer = self.store.append(check_id(workflow_id), event, key=key)
+    def _append(self, workflow_id: str, event: Event, key: str, *, room: int = 0) -> None:
+        answer = self.store.append(check_id(workflow_id), event, key=key, room=room)
         self.engine.publish([answer.message])
 
 
@@ -267,7 +296,7 @@ class WorkflowHandle(AsyncResult, Generic[R]):
             return "; it was never started, or its retention has passed"
         match run.status:
             case RunStatus.BLOCKED:
-                return f"; it is blocked: {run.reason.partition(chr(10))[0]}"
+                return f"; it is blocked: {self.client.legible(run).reason.partition(chr(10))[0]}"
             case RunStatus.PENDING:
                 return "; no worker has begun it"
             case _:

@@ -19,6 +19,8 @@ from celery.utils.saferepr import saferepr
 from kombu.exceptions import OperationalError
 from kombu.utils import json as kombu_json
 
+from durable_celery.codec import HIDDEN, Place
+from durable_celery.errors import CodecError, ConfigurationError
 from durable_celery.store.protocol import RunMessage
 
 if TYPE_CHECKING:
@@ -30,12 +32,14 @@ if TYPE_CHECKING:
     from durable_celery.codec import Codec
     from durable_celery.store.protocol import StepMessage
 
-__all__ = ["ETA", "HEADER", "CeleryDispatcher", "envelope", "envelope_of_request", "shown", "took"]
+__all__ = ["ETA", "HEADER", "CeleryDispatcher", "envelope", "envelope_of_request", "header_of", "shown", "took"]
 
 _log = logging.getLogger(__name__)
 
 #: Name of the message header by which a worker knows a message of this library.
 HEADER = "durable"
+#: What a message of protocol 2 has in its body: args, kwargs and links.
+_BODY_PARTS = 3
 #: Name of the message header that keeps the ``eta`` of a start by a producer that does not know this library.
 ETA = "durable_eta"
 #: The options of ``apply_async`` that belong to a run for all its life.
@@ -73,14 +77,23 @@ def envelope_of_request(request: Context) -> dict[str, Any]:
     return options
 
 
-def shown(args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, str]:
+def shown(args: Sequence[Any], kwargs: Mapping[str, Any], codec: Codec) -> dict[str, str]:
     """Return the options by which monitors see a run's arguments."""
+    if codec.hides:
+        return {"argsrepr": HIDDEN, "kwargsrepr": HIDDEN}
     return {"argsrepr": saferepr(tuple(args), 1024), "kwargsrepr": saferepr(dict(kwargs), 1024)}
 
 
 def took(header: Mapping[str, Any] | None) -> dict[str, float]:
     """Return the event field that tells how long a run took, from the header of its last message."""
-    return {"runtime": max(0.0, time.time() - header["at"] / 1000)} if header and "at" in header else {}
+    at = (header or {}).get("at")
+    return {"runtime": max(0.0, time.time() - at / 1000)} if isinstance(at, int | float) else {}
+
+
+def header_of(request: Any) -> dict[str, Any] | None:
+    """Return this library's header of a message that arrived, or None. Whoever can write to the broker wrote it."""
+    header = request.get(HEADER)
+    return header if isinstance(header, dict) else None if header is None else {}
 
 
 class _Unset(str):
@@ -90,6 +103,34 @@ class _Unset(str):
 
     def __bool__(self) -> bool:
         return True
+
+
+class _Sealing:
+    """A producer that puts a step's arguments as they stand in the log into the message.
+
+    So whatever of the user's and of Celery's code looks at a call before it is sent sees the arguments, and the broker
+    does not.
+    """
+
+    def __init__(self, producer: Any, payload: str) -> None:
+        self._producer, self._payload = producer, payload
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._producer, name)
+
+    def publish(self, body: Any, *args: Any, **kwargs: Any) -> Any:
+        if isinstance(body, tuple) and len(body) == _BODY_PARTS:
+            body = ([self._payload], {}, body[2])
+        elif not (isinstance(body, dict) and "type" in body):
+            # Neither a message of protocol 2 nor an event.
+            raise ConfigurationError("durable_codec needs task_protocol 2")
+        return self._producer.publish(body, *args, **kwargs)
+
+
+def _place(message: StepMessage) -> Place:
+    """Return the place of the arguments that a step's message is for."""
+    key = message.key
+    return Place(key.workflow_id, "override" if message.override else "call", key.number, key.run)
 
 
 class CeleryDispatcher:
@@ -125,8 +166,10 @@ class CeleryDispatcher:
         options = dict(message.scheduled.options or {})
         options |= self._kinship(message)
         options["shadow"] = options.pop("label", None)
-        args, kwargs = self.codec.decode(message.scheduled.payload) or ((), {})
-        return envelope({**options, **shown(args, kwargs)})
+        args, kwargs = (), {}
+        if not self.codec.hides:
+            args, kwargs = self.codec.decode(message.scheduled.payload, _place(message)) or ((), {})
+        return envelope({**options, **shown(args, kwargs, self.codec)})
 
     def publish_first(self, message: RunMessage, *, producer: Any) -> None:
         """Publish a run's first message; the run is in the store, so an unreachable broker is only a delay."""
@@ -174,6 +217,9 @@ class CeleryDispatcher:
                 self._publish_step(message, producer)
         except self._unreachable():
             raise
+        except CodecError as error:
+            # Another process may have the key: the agenda sends it again.
+            _log.error("a message cannot be published here: %s", error)
         except Exception as error:  # noqa: BLE001 - a user's code is called here
             # Whatever a user's own apply_async, router or serializer raises must not stop the others' messages. A run
             # is sent again by the agenda, more and more rarely; a step fails, because each resend would fail.
@@ -184,7 +230,8 @@ class CeleryDispatcher:
 
     def _publish_step(self, message: StepMessage, producer: Any) -> None:
         scheduled, key = message.scheduled, message.key
-        args, kwargs = self.codec.decode(message.override or scheduled.payload)
+        payload, place = message.override or scheduled.payload, _place(message)
+        args, kwargs = self.codec.decode(payload, place)
         options = dict(scheduled.options or {})
         header = {
             "id": key.workflow_id,
@@ -193,6 +240,10 @@ class CeleryDispatcher:
             "name": message.workflow,
             "queue": self.queue_of(message.workflow, message.envelope),
         }
+        secret: dict[str, str] = {}
+        if self.codec.hides:
+            header["sealed"], secret = place.kind, shown((), {}, self.codec)
+            producer = _Sealing(producer, payload or "")
         task = self.app.tasks.get(scheduled.task)
         send = task.apply_async if task is not None else self._by_name(scheduled.task)
         send(
@@ -205,6 +256,7 @@ class CeleryDispatcher:
             ignore_result=True,
             retries=message.retries,
             shadow=options.get("label"),
+            **secret,
             **{name: options[name] for name in ("queue", "priority") if name in options},
             **self._kinship(message),
         )

@@ -8,6 +8,7 @@
     |   +-- InvalidIdError
     |   +-- PayloadError
     |   +-- UnknownTaskError
+    |   +-- InboxFullError          too many signals wait for a run
     +-- WorkflowNotFoundError
     +-- WorkflowConflictError       the id is taken by a run with other arguments
     +-- WorkflowClosedError         the run has ended, nothing can be sent to it
@@ -20,6 +21,8 @@
     +-- NonDeterminismError         code and history disagree
     +-- SideEffectError             workflow code touched the outside world
     +-- WorkflowCodeError           the code of a run cannot be loaded
+    +-- CodecError                  a payload cannot be opened or sealed here
+    +-- HistoryLimitError           a history has grown too long to go on
     +-- StoreError
         +-- StaleLeaseError         a write with an old fencing token was refused
         +-- StoreUnavailableError   the store does not answer
@@ -37,9 +40,12 @@ from asyncio import CancelledError
 
 __all__ = [
     "ChildCancelledError",
+    "CodecError",
     "ConfigurationError",
     "DurableError",
     "Evicted",
+    "HistoryLimitError",
+    "InboxFullError",
     "InvalidIdError",
     "InvalidRequestError",
     "NonDeterminismError",
@@ -84,6 +90,20 @@ class PayloadError(InvalidRequestError):
 
 class UnknownTaskError(InvalidRequestError):
     """A step was asked for that is no Celery task."""
+
+
+class InboxFullError(InvalidRequestError):
+    """So many events wait for a run's next turn that no more is taken in (``durable_inbox_limit``)."""
+
+    def __init__(self, workflow_id: str, unread: int) -> None:
+        super().__init__(workflow_id, unread)
+        self.workflow_id, self.unread = workflow_id, unread
+
+    def __str__(self) -> str:
+        return (
+            f"workflow {self.workflow_id!r} has {self.unread} events that no turn has read (durable_inbox_limit); "
+            "nothing was written. See why it does not go on (celery durable show), and send it again then"
+        )
 
 
 class WorkflowNotFoundError(DurableError):
@@ -170,6 +190,24 @@ class SideEffectError(DurableError):
 
 class WorkflowCodeError(DurableError):
     """The code of a run cannot be loaded here; the run is parked as *blocked*."""
+
+
+class CodecError(DurableError):
+    """A payload cannot be opened or sealed here: a codec or key is missing, it was changed, or it belongs elsewhere.
+
+    Nothing was written. A run that meets it is parked as *blocked*, and goes on when codec and key are there.
+    """
+
+    def __init__(self, place: object, problem: str) -> None:
+        super().__init__(str(place), problem)
+        self.place, self.problem = str(place), problem
+
+    def __str__(self) -> str:
+        return f"payload ({self.place}): {self.problem}"
+
+
+class HistoryLimitError(DurableError):
+    """A history has reached ``durable_history_limit``; the run is parked as *blocked*."""
 
 
 class StoreError(DurableError):

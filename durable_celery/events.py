@@ -267,7 +267,9 @@ def decode(seq: int, line: str) -> Recorded:
         event = _FORMS[header["e"]].build(header, payload if separator else None)
         return Recorded(seq=seq, at=int(at), event=event)
     except (KeyError, TypeError, ValueError) as error:
-        msg = f"event {seq} cannot be read: {line[:80]!r}"
+        # Without the payload, which is nobody's business who reads logs.
+        head = line.partition("\n")[0][:80]
+        msg = f"event {seq} cannot be read: {head!r}"
         raise ValueError(msg) from error
 
 

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from celery.exceptions import InvalidTaskError
 from celery.worker import state
 from celery.worker.request import Request
 from celery.worker.strategy import default
 
-from durable_celery.dispatch import ETA, HEADER, took
+from durable_celery.dispatch import ETA, HEADER, header_of, took
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -27,7 +28,8 @@ class RunRequest(Request):
         """Send an event of the run, not of this message."""
         if not (self._eventer and self._eventer.enabled):
             return
-        header = self._request_dict.get(HEADER) or {"first": True}
+        header = header_of(self._request_dict)
+        header = {"first": True} if header is None else header
         if type == "task-started":
             if not header.get("first"):
                 return
@@ -64,10 +66,20 @@ def strategy(task: Any, app: Any, consumer: Any, **options: Any) -> Callable[...
     """
     plain: Callable[..., Any] = default(task, app, consumer, **options)
 
-    def on_message(message: Any, *args: Any, **kwargs: Any) -> Any:
+    def on_message(message: Any, body: Any, *args: Any, **kwargs: Any) -> Any:
         headers = message.headers
+        if body is None and not _is_call(message.payload, headers):
+            # Celery's own strategy would take it apart, and its consumer ends with the TypeError.
+            raise InvalidTaskError("the message of a durable task has no id, or no arguments")
         if headers and headers.get("eta") and HEADER not in headers:
             headers[ETA], headers["eta"] = headers["eta"], None
-        return plain(message, *args, **kwargs)
+        return plain(message, body, *args, **kwargs)
 
     return on_message
+
+
+def _is_call(payload: Any, headers: Any) -> bool:
+    """Tell whether a message of protocol 2 has an id and arguments. Whoever can write to the broker wrote it."""
+    if not (isinstance(headers.get("id"), str) and isinstance(payload, list | tuple) and len(payload) == 3):  # noqa: PLR2004 - args, kwargs, links
+        return False
+    return isinstance(payload[0], list | tuple) and isinstance(payload[1], dict) and isinstance(payload[2], dict)

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from kombu.exceptions import OperationalError
 
-from durable_celery.codec import rebuild
-from durable_celery.errors import StepLostError, StepTimeoutError, StoreUnavailableError
+from durable_celery.codec import HIDDEN, place_of, rebuild
+from durable_celery.errors import CodecError, StepLostError, StepTimeoutError, StoreUnavailableError
 from durable_celery.events import CommandCancelled, StepCompleted, StepFailed, StepScheduled
 from durable_celery.store.protocol import StepKey
 
@@ -37,19 +37,21 @@ def close_rows(binding: Binding, run: RunRecord, hostname: str | None) -> None:
     Called in a worker, before the end is delivered. Repeating it is harmless.
     """
     try:
-        ends = _unseen_ends(binding, binding.client.history(run.workflow_id))
+        ends = _unseen_ends(binding, run, binding.client.history(run.workflow_id))
         if not ends:
             return
         with binding.app.events.default_dispatcher(hostname=hostname) as dispatcher:
             for step, kind, fields in ends:
                 key = StepKey(workflow_id=run.workflow_id, run=run.run, number=step.number)
                 dispatcher.send(kind, uuid=str(key), name=step.task, parent_id=run.workflow_id, **fields)
-    except (StoreUnavailableError, OperationalError, OSError) as error:
+    except (CodecError, StoreUnavailableError, OperationalError, OSError) as error:
         # What people see must not stand in the way of the end itself.
         _log.warning("open rows of %s were not closed: %s", run.workflow_id, error)
 
 
-def _unseen_ends(binding: Binding, history: Iterable[Recorded]) -> list[tuple[StepScheduled, str, dict[str, Any]]]:
+def _unseen_ends(
+    binding: Binding, run: RunRecord, history: Iterable[Recorded]
+) -> list[tuple[StepScheduled, str, dict[str, Any]]]:
     """Return the steps whose end no worker saw, each with the type and the fields of its event."""
     steps: dict[int, StepScheduled] = {}
     ends: dict[int, tuple[str, dict[str, Any]]] = {}
@@ -60,9 +62,10 @@ def _unseen_ends(binding: Binding, history: Iterable[Recorded]) -> list[tuple[St
             case CommandCancelled(target=number) if number in steps:
                 ends[number] = ("task-revoked", {"terminated": False, "signum": None, "expired": False})
             case StepFailed(number=number) if number in steps:
-                error = rebuild(item.event.payload, binding.codec)
+                error = rebuild(item.event.payload, binding.codec, place_of(item.event, run.workflow_id, run.run))
                 if isinstance(error, _UNSEEN):
-                    ends[number] = ("task-failed", {"exception": repr(error), "traceback": ""})
+                    words = f"{type(error).__name__}{HIDDEN}" if binding.codec.hides else repr(error)
+                    ends[number] = ("task-failed", {"exception": words, "traceback": ""})
             case StepCompleted(number=number):
                 ends.pop(number, None)
             case _:

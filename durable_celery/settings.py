@@ -29,8 +29,20 @@ class Settings:
     namespace: str = "durable"
     #: Into how many hash slots runs are spread. More than 1 only for Redis Cluster; fixed once runs exist.
     shards: int = 1
-    #: Longest encoded argument list, result, signal or failure, in characters.
+    #: Longest argument list, result, signal or failure, in characters of JSON, before ``durable_codec``.
     payload_limit: int = 1_000_000
+    #: What payloads and failures pass through on their way into the log: a codec, its dotted path, or a list.
+    codec: Any = None
+    #: Read payloads from before ``durable_codec`` was set, though it has a codec that hides them.
+    codec_plain: bool = False
+    #: Where a codec hides payloads: give a run's end to Celery in plain, for result backend, callbacks and monitors.
+    reveal_results: bool = False
+    #: Longest history in events; a run that reaches it is blocked. 0: no limit.
+    history_limit: int = 50_000
+    #: Longest history in bytes, about as stored; a run that reaches it is blocked. 0: no limit.
+    history_bytes_limit: int = 50 * 1024 * 1024
+    #: How many signals and other inputs may wait for a run's next turn; a sender of more is refused. 0: no limit.
+    inbox_limit: int = 10_000
     #: Seconds that a worker's leases outlive its last sign of life.
     owner_ttl: float = 10.0
     #: Seconds until a message that nobody picked up is sent again; doubles each time.
@@ -47,6 +59,8 @@ class Settings:
     lost_attempts: int = 5
     #: Seconds that a finished step waits for a store that is away, before it gives up and is repeated later.
     patience: float = 60.0
+    #: Seconds that an idle worker may leave messages in its queues before it is made to connect again; 0 for ever.
+    watchdog: float = 30.0
     #: Unsafe settings that are accepted all the same, by the name that the error message gives.
     allow: tuple[str, ...] = ()
 
@@ -54,7 +68,10 @@ class Settings:
         positive = {"shards", "payload_limit", "owner_ttl", "resend_after", "resend_limit", "sweep_interval"}
         for item in fields(self):
             value: Any = getattr(self, item.name)
-            if isinstance(item.default, int | float):
+            if isinstance(item.default, bool):
+                if not isinstance(value, bool):
+                    _refuse(item.name, value, "True or False")
+            elif isinstance(item.default, int | float):
                 kind = int | float if isinstance(item.default, float) else int
                 is_number = isinstance(value, kind) and not isinstance(value, bool)
                 if not is_number or value < 0 or (value == 0 and item.name in positive):

@@ -8,19 +8,28 @@ recorded, and if possible the workflow goes on in this very process.
 from __future__ import annotations
 
 import functools
+import logging
 import signal
 import threading
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from celery import current_task, signals
 from celery.exceptions import Ignore, NotRegistered, Reject, Retry
 
-from durable_celery.dispatch import HEADER
-from durable_celery.errors import DurableError, PayloadError, StepIgnoredError, StepLostError
-from durable_celery.policy import RetryPolicy
+from durable_celery.codec import HIDDEN, HiddenFailure, Place, check_id
+from durable_celery.dispatch import header_of
+from durable_celery.errors import (
+    CodecError,
+    DurableError,
+    InvalidIdError,
+    PayloadError,
+    StepIgnoredError,
+    StepLostError,
+)
+from durable_celery.policy import RetryPolicy, type_name
 from durable_celery.store.protocol import Claim, Refusal, StepKey
 
 if TYPE_CHECKING:
@@ -32,7 +41,11 @@ if TYPE_CHECKING:
     from durable_celery.app import Binding
     from durable_celery.engine import Engine
 
-__all__ = ["StepInfo", "current_step", "wrap_tasks"]
+__all__ = ["StepInfo", "current_step", "wrap_task", "wrap_tasks"]
+
+_log = logging.getLogger(__name__)
+#: No run has so many steps; Lua's numbers are exact far beyond.
+_HUGE = 2**31
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,17 +77,19 @@ def wrap_tasks(binding: Binding) -> None:
     """
     for name, task in binding.app.tasks.items():
         if not name.startswith("celery.") and not getattr(task, "is_durable", False):
-            _wrap(task, binding)
+            wrap_task(task, binding)
 
     def on_unknown(message: Any, **_: Any) -> None:
-        header = (message.headers or {}).get(HEADER) or {}
-        if "step" in header:
-            _miss(binding.engine, _key(header), message.headers["task"])
+        header = header_of(message.headers or {}) or {}
+        key = _key(header)
+        if key is not None:
+            _miss(binding.engine, key, message.headers["task"])
 
     signals.task_unknown.connect(on_unknown, weak=False, dispatch_uid=f"durable-{id(binding)}")
 
 
-def _wrap(task: Task, binding: Binding) -> None:
+def wrap_task(task: Task, binding: Binding) -> None:
+    """Let one task be executed as a step; it may be wrapped already."""
     plain = task.run
     if hasattr(plain, "durable_plain"):
         return
@@ -82,10 +97,13 @@ def _wrap(task: Task, binding: Binding) -> None:
     @functools.wraps(plain)
     def run(*args: Any, **kwargs: Any) -> Any:
         request = task.request
-        header = request.get(HEADER)
+        header = header_of(request)
         if header is None or request.get("durable_step") is not None:
             return plain(*args, **kwargs)
-        return _Attempt(task, binding, header).execute(plain, args, kwargs)
+        attempt = _Attempt(task, binding, header)
+        if binding.codec.hides:
+            return _hidden(attempt, plain, args, kwargs)
+        return attempt.execute(plain, args, kwargs)
 
     run.durable_plain = plain  # type: ignore[attr-defined] # marks a wrapped task
     task.run = run
@@ -94,8 +112,38 @@ def _wrap(task: Task, binding: Binding) -> None:
     task.replace = functools.partial(_replace, task, task.replace)
 
 
-def _key(header: dict[str, Any]) -> StepKey:
-    return StepKey(workflow_id=header["id"], run=header["run"], number=header["step"])
+def _key(header: dict[str, Any]) -> StepKey | None:
+    """Return the step that a header names; None where it names none: whoever can write to the broker wrote it."""
+    workflow_id, run, number = header.get("id"), header.get("run"), header.get("step")
+    if type(run) is not int or type(number) is not int or not (0 < run < _HUGE and 0 < number < _HUGE):
+        return None
+    try:
+        return StepKey(workflow_id=check_id(str(workflow_id)), run=run, number=number)
+    except InvalidIdError:
+        return None
+
+
+def _hidden(attempt: _Attempt, plain: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+    """Execute an attempt and keep its end from Celery, which would show it in logs, events and monitors."""
+    ended: Exception
+    try:
+        attempt.execute(plain, args, kwargs)
+    except Reject as reject:
+        ended = Reject(HIDDEN, requeue=reject.requeue)
+    except Ignore:
+        raise
+    except Retry as retry:
+        ended = Retry(exc=HiddenFailure(_kind(retry.exc), f"step {attempt.key}"), when=retry.when)
+    except Exception as error:  # noqa: BLE001 - whatever a user's task raises is hidden
+        ended = HiddenFailure(_kind(error), f"step {attempt.key}")
+    else:
+        return HIDDEN
+    # Out here, so that the original is not in the traceback.
+    raise ended
+
+
+def _kind(error: object) -> str:
+    return type_name(type(error))
 
 
 def _miss(engine: Engine, key: StepKey, name: str) -> None:
@@ -119,10 +167,11 @@ class _Attempt:
 
     def __init__(self, task: Task, binding: Binding, header: dict[str, Any]) -> None:
         self.task, self.engine, self.codec = task, binding.engine, binding.codec
-        self.header, self.request = header, task.request
+        self.header, self.request, self.key = header, task.request, _key(header)
         self.go_on = self._may_go_on(binding)
 
     def execute(self, plain: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        args, kwargs = self._arguments(args, kwargs)
         claim = self._claim()
         try:
             result = plain(*args, **kwargs)
@@ -146,8 +195,33 @@ class _Attempt:
         self._complete(claim, result)
         return result
 
+    def _arguments(self, args: Any, kwargs: Any) -> tuple[Any, Any]:
+        """Return the arguments of the task, which are in the message as they are in the log where a codec hides them.
+
+        Raises:
+            Ignore: they cannot be opened here. The agenda sends the step again; another worker may have the key.
+        """
+        key, kind = self.key, self.header.get("sealed")
+        if key is None or (kind is None and not self.codec.is_strict):
+            return args, kwargs
+        place = Place(key.workflow_id, "override" if kind == "override" else "call", key.number, key.run)
+        sealed = args[0] if len(args) == 1 and isinstance(args[0], str) else None
+        try:
+            opened_args, opened_kwargs = self.codec.decode(sealed, place)
+        except (CodecError, TypeError, ValueError) as error:
+            _log.error("step %s is not executed here: %s", key, error)
+            reason = f"step {key} is not executed here: its arguments cannot be opened"
+            raise Ignore(reason) from error
+        # Celery reads them there for a retry, and user's code may too.
+        self.request.args, self.request.kwargs = list(opened_args), dict(opened_kwargs)
+        return opened_args, opened_kwargs
+
     def _claim(self) -> Claim:
-        key = _key(self.header)
+        key = self.key
+        if key is None:
+            _log.warning("a message for %s names no step that could be; dropped", self.task.name)
+            reason = "the message names no step"
+            raise Ignore(reason)
         claim = self.engine.begin_step(key)
         if isinstance(claim, Refusal):
             if claim in {Refusal.CANCELLED, Refusal.FINISHED, Refusal.UNKNOWN}:
@@ -157,7 +231,7 @@ class _Attempt:
             raise Ignore(reason)
         self.request.durable_step = StepInfo(
             workflow_id=key.workflow_id,
-            workflow=self.header["name"],
+            workflow=str(self.header.get("name")),
             run=key.run,
             step=key.number,
             attempt=claim.attempt,
@@ -195,10 +269,13 @@ class _Attempt:
         sig: Any = retry.sig
         args, kwargs = list(sig.args), dict(sig.kwargs)
         changed = (args, kwargs) != (list(self.request.args or ()), dict(self.request.kwargs or {}))
-        override = self.codec.encode([args, kwargs], f"the retry of step {claim.key}") if changed else None
+        key, override = claim.key, None
+        if changed:
+            place = Place(key.workflow_id, "override", key.number, key.run)
+            override = self.codec.encode([args, kwargs], f"the retry of step {key}", place)
         self.engine.postpone_step(
             claim,
-            delay=_seconds(retry.when),
+            delay=_seconds(retry.when, self.task),
             error=repr(retry.exc) if retry.exc else str(retry),
             retries=self.request.retries + 1,
             override=override,
@@ -213,8 +290,8 @@ class _Attempt:
         limits = (*(self.request.timelimit or ()), task.time_limit, task.soft_time_limit)
         return (
             not any(limits)
-            and getattr(app.tasks.get(self.header["name"]), "is_durable", False)
-            and self.header["queue"] in app.amqp.queues.consume_from
+            and getattr(app.tasks.get(str(self.header.get("name"))), "is_durable", False)
+            and str(self.header.get("queue")) in app.amqp.queues.consume_from
         )
 
 
@@ -242,9 +319,11 @@ def _replace(task: Task, plain: Callable[..., Any], sig: Signature) -> Any:
     raise DurableError(msg)
 
 
-def _seconds(when: datetime | float | None) -> float:
+def _seconds(when: datetime | float | None, task: Task) -> float:
     if isinstance(when, datetime):
-        when = (when - datetime.now(when.tzinfo or UTC)).total_seconds()
+        # Celery reads a naive eta in the app's timezone.
+        aware = when if when.tzinfo else when.replace(tzinfo=task.app.timezone)
+        return max(0.0, float((aware - task.app.now()).total_seconds()))
     return max(0.0, float(when or 0))
 
 

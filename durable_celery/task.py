@@ -11,7 +11,7 @@ import copyreg
 import functools
 import inspect
 import logging
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, TypeVar, overload
 
 from celery import Task, current_app, shared_task, signals, states
@@ -20,9 +20,17 @@ from celery.utils import uuid
 
 from durable_celery.app import EAGER, binding_of
 from durable_celery.client import WorkflowHandle
-from durable_celery.codec import check_id, digest, rebuild
-from durable_celery.dispatch import ETA, HEADER, envelope, envelope_of_request, shown, took
-from durable_celery.errors import ConfigurationError, DurableError, RemoteError, WorkflowConflictError
+from durable_celery.codec import HIDDEN, HiddenFailure, Place, check_id, place_of, rebuild
+from durable_celery.dispatch import ETA, envelope, envelope_of_request, header_of, shown, took
+from durable_celery.engine.starting import start_run
+from durable_celery.errors import (
+    CodecError,
+    ConfigurationError,
+    DurableError,
+    InvalidIdError,
+    RemoteError,
+    WorkflowConflictError,
+)
 from durable_celery.events import RunCancelled, RunCompleted, RunFailed
 from durable_celery.policy import type_name
 from durable_celery.rows import close_rows
@@ -37,6 +45,7 @@ if TYPE_CHECKING:
 
     from durable_celery.app import Binding
     from durable_celery.engine import Ending
+    from durable_celery.store.protocol import Started
 
 __all__ = ["DurableTask", "durable_task"]
 
@@ -125,11 +134,11 @@ class DurableTask(Task, Generic[P, R_co]):
         given = {**options, "link": link, "link_error": link_error, "shadow": shadow}
         given = self._start_options(args, kwargs, given, caller)
         binding, workflow_id = self.binding, check_id(task_id or uuid())
+        self._refuse_callbacks(given)
         text = envelope(given)
         # A queue that Celery does not know is the caller's mistake, and is refused before anything is written.
         binding.dispatcher.queue_of(self.name, text)
-        new = self._new_run(workflow_id, args, kwargs, text, **_waits(app, given))
-        started = binding.store.start(new)
+        started = self._start(workflow_id, args, kwargs, text, **_waits(app, given))
         if started.message is not None:
             binding.dispatcher.publish_first(started.message, producer=producer)
         handle: WorkflowHandle[R_co] = WorkflowHandle(workflow_id, client=binding.client, app=app)
@@ -142,7 +151,8 @@ class DurableTask(Task, Generic[P, R_co]):
     ) -> dict[str, Any]:
         """Return the options that a start's envelope is made of: the task's, then the caller's."""
         app = self._own_app
-        given = {**self._get_exec_options(), "ignore_result": self.ignore_result, **shown(args, kwargs), **options}
+        own = {**self._get_exec_options(), "ignore_result": self.ignore_result}
+        given = {**own, **shown(args, kwargs, self.binding.codec), **options}
         given["shadow"] = given["shadow"] or self.shadow_name(args, kwargs, given)
         if caller is not None:
             # As Celery does: what a task starts is its child. Set now, because later messages come from other places.
@@ -170,19 +180,54 @@ class DurableTask(Task, Generic[P, R_co]):
         if request.called_directly:
             msg = f"a workflow is started with {self.name}.delay(...), not called"
             raise DurableError(msg)
-        if request.get(HEADER) is None:
-            self._adopt(args, kwargs)
+        self._check_message(args, kwargs)
         ending = binding.engine.take_turn(request.id)
         if ending is None:
             raise RunWaits
         request.durable_ending = ending
         if binding.sends_events:
             close_rows(binding, ending.run, request.hostname)
-        if isinstance(ending.event, RunCompleted):
-            return binding.codec.decode(ending.event.payload)
         if isinstance(ending.event, RunCancelled):
             self._deliver_cancelled(ending)
-        raise _presentable(rebuild(ending.event.payload, binding.codec))
+        value = self._end(ending)
+        if isinstance(ending.event, RunCompleted):
+            return value
+        raise value
+
+    def _check_message(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+        """Let only the id of a message count; a message from elsewhere starts its run."""
+        try:
+            check_id(self.request.id)
+        except InvalidIdError as error:
+            _log.warning("a message was dropped: %s", error)
+            raise Ignore(str(error)) from error
+        if header_of(self.request) is None:
+            self._adopt(args, kwargs)
+
+    def _end(self, ending: Ending) -> Any:
+        """Return a run's result, or the exception that it failed with, as Celery may see it.
+
+        Raises:
+            RunWaits: it cannot be opened here; it is delivered where the key is.
+        """
+        binding, run, event = self.binding, ending.run, ending.event
+        completed = isinstance(event, RunCompleted)
+        if completed and binding.hides_ends:
+            return HIDDEN
+        place = place_of(event, run.workflow_id, run.run)
+        try:
+            if completed:
+                return binding.codec.decode(event.payload, place)
+            failure = _presentable(rebuild(event.payload, binding.codec, place))
+        except CodecError as error:
+            _log.error("the end of %s is not delivered here: %s", run.workflow_id, error)
+            self.request.durable_ending = None
+            binding.engine.cancel_delivery(ending)
+            raise RunWaits from None
+        if not binding.hides_ends:
+            return failure
+        kind = failure.type_name if isinstance(failure, RemoteError) else type_name(type(failure))
+        return HiddenFailure(kind, f"workflow {run.workflow_id}")
 
     def after_return(self, status: str, *_: Any) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Note the delivery, once Celery has stored the result and fired the callbacks."""
@@ -197,33 +242,49 @@ class DurableTask(Task, Generic[P, R_co]):
         if self.typing and self.binding.store.get(check_id(self.request.id)) is None:
             # What a start by this library refuses at the caller can here only fail the task.
             self.__header__(*args, **kwargs)
-        text = envelope(envelope_of_request(self.request))
+        options = envelope_of_request(self.request)
+        self._refuse_callbacks(options)
+        if self.binding.codec.hides:
+            # The message has shown them already; the log need not.
+            options |= shown(args, kwargs, self.binding.codec)
+        text = envelope(options)
         waits = _waits(self._own_app, {"eta": self.request.get(ETA), "expires": self.request.expires})
         try:
-            self.binding.store.start(self._new_run(check_id(self.request.id), args, kwargs, text, **waits))
+            self._start(check_id(self.request.id), args, kwargs, text, **waits)
         except WorkflowConflictError as error:
             # The run that has the id goes on; the producer cannot be told, so the log must.
             _log.warning("a start was refused: %s", error)
             raise Ignore(str(error)) from error
 
-    def _new_run(
-        self, workflow_id: str, args: Sequence[Any], kwargs: Mapping[str, Any], text: str, **waits: Any
-    ) -> NewRun:
-        payload = self.binding.codec.encode([list(args), dict(kwargs)], f"the arguments of workflow {self.name}")
-        return NewRun(
-            workflow_id=workflow_id,
-            name=self.name,
-            payload=payload,
-            digest=digest(payload),
-            envelope=text,
-            **waits,
-        )
+    def _start(
+        self, workflow_id: str, args: Sequence[Any], kwargs: Mapping[str, Any], options: str, **waits: Any
+    ) -> Started:
+        codec, place = self.binding.codec, Place(workflow_id, "start")
+        text = codec.dumps([list(args), dict(kwargs)], f"the arguments of workflow {self.name}")
+        payload = codec.seal(text, place)
+        new = NewRun(workflow_id=workflow_id, name=self.name, payload=payload, digest="", envelope=options, **waits)
+        return start_run(self.binding.store, new, codec.digests(text, place))
+
+    def _refuse_callbacks(self, options: Mapping[str, Any]) -> None:
+        """Refuse what would carry a hidden result through the broker in plain."""
+        wanting = sorted(name for name in ("link", "chain", "chord") if options.get(name))
+        if wanting and self.binding.hides_ends:
+            msg = (
+                f"{self.name} has a {' and a '.join(wanting)}, which gets its result through the broker in plain, and "
+                "durable_codec hides results. Call the other task as a step, or set durable_reveal_results = True"
+            )
+            raise ConfigurationError(msg)
 
     def _deliver_cancelled(self, ending: Ending) -> None:
         """Deliver REVOKED, which Celery has no exception for."""
         request, reason = self.request, "cancelled"
         self.backend.mark_as_revoked(request.id, reason, request=request, store_result=not request.ignore_result)
-        fields: dict[str, Any] = {"terminated": False, "signum": None, "expired": False, **took(request.get(HEADER))}
+        fields: dict[str, Any] = {
+            "terminated": False,
+            "signum": None,
+            "expired": False,
+            **took(header_of(request)),
+        }
         self.send_event("task-revoked", **fields)
         self.binding.engine.delivered(ending)
         request.durable_ending = None
@@ -266,7 +327,8 @@ def _seconds_until(app: Celery, moment: datetime | str) -> float:
     if instant.tzinfo is None:
         # Celery reads a naive eta in the app's timezone.
         instant = instant.replace(tzinfo=app.timezone)
-    return (instant - datetime.now(UTC)).total_seconds()
+    now: datetime = app.now()
+    return (instant - now).total_seconds()
 
 
 @overload

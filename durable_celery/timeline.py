@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from durable_celery.codec import Codec, summary
+from durable_celery.codec import Codec, Place, place_of, summary
 from durable_celery.errors import DurableError
 from durable_celery.events import (
     CancelRequested,
@@ -37,6 +37,7 @@ __all__ = ["call", "duration", "failure", "timeline", "value"]
 
 #: Longest payload in a line, in characters.
 SHORT = 60
+_NOWHERE = Place("", "")
 _MINUTE, _HOUR, _DAY = 60, 3600, 86400
 
 
@@ -49,7 +50,7 @@ def timeline(workflow_id: str, history: Sequence[Recorded], *, codec: Codec | No
         codec: reads the payloads.
         limit: longest payload, in characters; 0 shows all of each.
     """
-    teller = _Teller(codec or Codec(), limit)
+    teller = _Teller(workflow_id, codec or Codec(), limit)
     rows = [(item.seq, item.at, *teller.tell(item)) for item in history]
     if not rows:
         return f"{workflow_id} has no history"
@@ -75,29 +76,29 @@ def duration(seconds: float) -> str:
     return f"{whole // _DAY} d {whole % _DAY // _HOUR:02} h"
 
 
-def value(payload: str | None, codec: Codec, limit: int = SHORT) -> str:
+def value(payload: str | None, codec: Codec, limit: int = SHORT, place: Place = _NOWHERE) -> str:
     """Return a recorded value as Python writes it, cut to ``limit`` characters (0: not cut)."""
     try:
-        text = repr(codec.decode(payload))
+        text = repr(codec.decode(payload, place))
     except (DurableError, TypeError, ValueError):
         text = payload or ""  # what cannot be read is shown as it is: this is where people look for the cause
     return _cut(text, limit)
 
 
-def call(name: str, payload: str | None, codec: Codec, limit: int = SHORT) -> str:
+def call(name: str, payload: str | None, codec: Codec, limit: int = SHORT, place: Place = _NOWHERE) -> str:
     """Return a name with recorded arguments as they would be written in a call."""
     try:
-        args, kwargs = codec.decode(payload) or ((), {})
+        args, kwargs = codec.decode(payload, place) or ((), {})
         words = [*map(repr, args), *(f"{key}={item!r}" for key, item in kwargs.items())]
     except (DurableError, TypeError, ValueError):
         words = [payload or ""]
     return f"{name}({_cut(', '.join(words), limit)})"
 
 
-def failure(payload: str | None, codec: Codec, limit: int = SHORT) -> str:
+def failure(payload: str | None, codec: Codec, limit: int = SHORT, place: Place = _NOWHERE) -> str:
     """Return a recorded failure as class and message."""
     try:
-        form: dict[str, Any] = codec.decode(payload) or {}
+        form: dict[str, Any] = codec.decode(payload, place) or {}
         kind = form["type"].removeprefix("builtins.").removeprefix("durable_celery.errors.")
         return f"{kind}: {_cut(form['message'], limit)}"
     except (DurableError, KeyError, TypeError, ValueError):
@@ -111,8 +112,8 @@ def _cut(text: str, limit: int) -> str:
 class _Teller:
     """Tells events in their order; remembers commands, because an outcome only has the command's number."""
 
-    def __init__(self, codec: Codec, limit: int) -> None:
-        self.codec, self.limit = codec, limit
+    def __init__(self, workflow_id: str, codec: Codec, limit: int) -> None:
+        self.workflow_id, self.codec, self.limit = workflow_id, codec, limit
         #: Of each step and timer: its word, its name, when it began.
         self.commands: dict[int, tuple[str, str, int]] = {0: ("start", "", 0)}
 
@@ -121,18 +122,28 @@ class _Teller:
         event = item.event
         match event:
             case RunStarted():
-                text = call(event.name, event.payload, self.codec, self.limit) + self._conditions(event, item)
+                text = self._call(event.name, event) + self._conditions(event, item)
                 return "started", text
             case SignalReceived():
-                return "signal", f"{event.name} = {value(event.payload, self.codec, self.limit)}"
+                return "signal", f"{event.name} = {self._value(event)}"
             case CancelRequested():
-                return "cancel", f"requested: {event.reason}" if event.reason else "requested"
+                reason = self.codec.legible(event.reason, place_of(event, self.workflow_id))
+                return "cancel", f"requested: {reason}" if reason else "requested"
             case StepScheduled() | TimerStarted():
                 return self._begin(event, item)
             case StepCompleted() | StepFailed() | TimerFired() | CommandCancelled():
                 return self._end(event, item)
             case _:
                 return self._own(event)
+
+    def _call(self, name: str, event: Event) -> str:
+        return call(name, event.payload, self.codec, self.limit, place_of(event, self.workflow_id))
+
+    def _value(self, event: Event) -> str:
+        return value(event.payload, self.codec, self.limit, place_of(event, self.workflow_id))
+
+    def _failure(self, event: Event) -> str:
+        return failure(event.payload, self.codec, self.limit, place_of(event, self.workflow_id))
 
     def _conditions(self, event: RunStarted, item: Recorded) -> str:
         words = []
@@ -152,7 +163,7 @@ class _Teller:
         word = "child" if event.kind == "workflow" else "step"
         name = (event.options or {}).get("label") or event.task
         self.commands[event.number] = (word, name, item.at)
-        return f"{word} {event.number}", call(name, event.payload, self.codec, self.limit)
+        return f"{word} {event.number}", self._call(name, event)
 
     def _end(
         self, event: StepCompleted | StepFailed | TimerFired | CommandCancelled, item: Recorded
@@ -173,8 +184,8 @@ class _Teller:
 
     def _outcome(self, event: Event) -> str:
         if isinstance(event, StepFailed | LocalStepFailed):
-            return f"failed: {failure(event.payload, self.codec, self.limit)}"
-        return f"-> {value(event.payload, self.codec, self.limit)}"
+            return f"failed: {self._failure(event)}"
+        return f"-> {self._value(event)}"
 
     def _own(self, event: Event) -> tuple[str, str]:
         """Tell what the code did by itself, and how it ended."""
@@ -184,7 +195,7 @@ class _Teller:
             case LocalStepCompleted() | LocalStepFailed():
                 return f"local {event.number}", f"{event.name} {self._outcome(event)}"
             case RunCompleted():
-                return "completed", f"-> {value(event.payload, self.codec, self.limit)}"
+                return "completed", f"-> {self._value(event)}"
             case _:
                 word = "cancelled" if isinstance(event, RunCancelled) else "failed"
-                return word, failure(event.payload, self.codec, self.limit)
+                return word, self._failure(event)

@@ -1,9 +1,10 @@
 """The bootstep: what runs in each worker's main process besides Celery.
 
-Two daemon threads (greenlets under gevent), alike in every pool. The *heart* renews the leases of this worker's
-processes and says which processes of this host are gone; the *sweeper* settles the agenda and publishes what is due.
-They are two, so that a broker that hangs while something is published cannot stop the heart. Both end only with the
-process: a worker that shuts down warm still finishes its tasks under its lease.
+Daemon threads (greenlets under gevent), alike in every pool. The *heart* renews the leases of this worker's
+processes and says which processes of this host are gone; the *sweeper* settles the agenda and publishes what is due;
+the *watchdog* sees to it that the worker consumes. They are apart, so that a broker that hangs while something is
+published cannot stop the heart. All end only with the process: a worker that shuts down warm still finishes its tasks
+under its lease.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ from durable_celery.identity import is_gone, is_mine, process_name
 from durable_celery.steps import wrap_tasks
 from durable_celery.store.protocol import StepKey
 from durable_celery.waits import spare_tracebacks
+from durable_celery.watchdog import Watchdog
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -70,10 +72,14 @@ class DurableStep(bootsteps.StartStopStep):
         _cancel_on_revoke(binding)
 
     def start(self, parent: Any) -> None:
-        """Start heart and sweeper, before the worker consumes."""
-        heart = Heart(binding_of(parent.app))
+        """Start heart, sweeper and watchdog, before the worker consumes."""
+        binding = binding_of(parent.app)
+        heart = Heart(binding)
         heart.renew()
-        for work in (heart.renew, heart.sweep):
+        works = [heart.renew, heart.sweep]
+        if binding.settings.watchdog:
+            works.append(Watchdog(parent, binding.settings.watchdog).look)
+        for work in works:
             threading.Thread(target=heart.run, args=(work,), name=f"durable-{work.__name__}", daemon=True).start()
         signals.worker_shutdown.connect(heart.stop, weak=False)
 

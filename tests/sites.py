@@ -61,10 +61,12 @@ class Site:
         """The queue that all messages go through."""
         return str(self.app.conf.task_default_queue)
 
-    def worker(self, *, wait: bool = True, prefix: Iterable[str] = (), **options: Any) -> CeleryWorker:
+    def worker(
+        self, *, app: str = "tests.flow_worker", wait: bool = True, prefix: Iterable[str] = (), **options: Any
+    ) -> CeleryWorker:
         """Start a worker; takes the keyword arguments of `CeleryWorker`. A prefix is a command that runs it."""
         env = {CONFIG_VARIABLE: json.dumps(self.config), **options.pop("env", {})}
-        worker = CeleryWorker("tests.flow_worker", self.directory, env=env, **options)
+        worker = CeleryWorker(app, self.directory, env=env, **options)
         worker.command[:0] = prefix
         self.workers.append(worker)
         return worker.start(wait=wait)

@@ -10,9 +10,9 @@ import logging
 import random
 from typing import TYPE_CHECKING, Any
 
-from durable_celery.codec import Codec, failure_of
+from durable_celery.codec import Codec, Place, failure_of, failure_text
 from durable_celery.engine.runs import Runs
-from durable_celery.errors import PayloadError, StepLostError
+from durable_celery.errors import CodecError, PayloadError, StepLostError
 from durable_celery.events import StepCompleted, StepFailed
 from durable_celery.policy import RetryPolicy
 from durable_celery.store.protocol import Claim, Refusal, Refused, StepKey, Sweep
@@ -61,7 +61,13 @@ class Engine(Runs):
             patience: how long an outcome waits for a store that is away; a simulation gives its own.
         """
         super().__init__(
-            store, dispatcher, workflows, process=process, codec=codec, cache_size=cache_size, patience=patience
+            store,
+            dispatcher,
+            workflows,
+            process=process,
+            codec=codec,
+            cache_size=cache_size,
+            patience=patience,
         )
         self.lost_attempts = lost_attempts
 
@@ -84,7 +90,7 @@ class Engine(Runs):
             return answer.reason
         if self._is_lost(answer):
             error = StepLostError(f"step {key} lost its process {answer.lost} times; no attempt is left")
-            payload = failure_of(error, self.codec)
+            payload = self._sealed(answer, failure_text(error, self.codec))
             self._finish(answer, StepFailed(number=key.number, attempt=answer.attempt, payload=payload))
             return Refusal.FINISHED
         return answer
@@ -94,9 +100,11 @@ class Engine(Runs):
 
         Raises:
             PayloadError: the result cannot be recorded; nothing was written.
+            CodecError: a codec failed; the step is tried again later.
             StoreUnavailableError: no answer; it is recorded in the background if this process lives on.
         """
-        payload = self.codec.encode(result, f"the result of step {claim.key} ({claim.scheduled.task})")
+        text = self.codec.dumps(result, f"the result of step {claim.key} ({claim.scheduled.task})")
+        payload = self._sealed(claim, text)
         self._finish(claim, StepCompleted(number=claim.key.number, attempt=claim.attempt, payload=payload), go_on=go_on)
 
     def fail_step(self, claim: Claim, error: BaseException, *, go_on: bool = False) -> float | None:
@@ -106,6 +114,7 @@ class Engine(Runs):
             The seconds until the next attempt, or None if the step has failed.
 
         Raises:
+            CodecError: a codec failed; the step is tried again later.
             StoreUnavailableError: no answer; it is recorded in the background if this process lives on.
         """
         policy = _policy(claim)
@@ -113,7 +122,7 @@ class Engine(Runs):
             delay = policy.delay(claim.attempt, random.random())  # noqa: S311 - jitter needs no secrecy
             self.postpone_step(claim, delay=delay, error=repr(error))
             return delay
-        payload = failure_of(error, self.codec)
+        payload = self._sealed(claim, failure_text(error, self.codec))
         self._finish(claim, StepFailed(number=claim.key.number, attempt=claim.attempt, payload=payload), go_on=go_on)
         return None
 
@@ -125,10 +134,11 @@ class Engine(Runs):
         Raises:
             StoreUnavailableError: no answer; it is noted in the background if this process lives on.
         """
+        words = self._words(error[:200], Place(claim.key.workflow_id, "error", claim.key.number, claim.key.run))
 
         def postpone() -> bool:
             return self.store.postpone(
-                claim.key, claim.owner, delay=delay, error=error[:200], retries=retries, override=override
+                claim.key, claim.owner, delay=delay, error=words, retries=retries, override=override
             )
 
         try:
@@ -139,10 +149,20 @@ class Engine(Runs):
 
     def revoke_step(self, key: StepKey, error: BaseException) -> bool:
         """Fail a step from outside, whoever may be executing it; return whether it was still open."""
-        outcome = StepFailed(number=key.number, payload=failure_of(error, self.codec))
+        place = Place(key.workflow_id, "outcome", key.number, key.run)
+        outcome = StepFailed(number=key.number, payload=failure_of(error, self.codec, place))
         answer = self.patience.persist(lambda: self.store.finish(key, outcome, token=None))
         self.publish([answer.message])
         return answer.recorded
+
+    def _sealed(self, claim: Claim, text: str) -> str:
+        """Return the payload of an outcome; where a codec fails, the attempt ends without one and is repeated."""
+        key = claim.key
+        try:
+            return self.codec.seal(text, Place(key.workflow_id, "outcome", key.number, key.run))
+        except CodecError as error:
+            self.postpone_step(claim, delay=RetryPolicy().delay(claim.attempt, 0.0), error=str(error))
+            raise
 
     def _is_lost(self, claim: Claim) -> bool:
         """Whether this attempt is one too many of a step that loses its processes."""

@@ -7,13 +7,13 @@ until the child was told; the child's end is reported before each try to deliver
 from __future__ import annotations
 
 import logging
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from durable_celery.codec import Codec, digest, failure_of
+from durable_celery.codec import Codec, Place, failure_of, place_of
+from durable_celery.engine.starting import start_run
 from durable_celery.errors import ChildCancelledError, WorkflowClosedError, WorkflowConflictError
 from durable_celery.events import CancelRequested, RunCancelled, RunCompleted, StepCompleted, StepFailed
-from durable_celery.store.protocol import NewRun, RunMessage, StepKey, StepMessage
+from durable_celery.store.protocol import NewRun, RunMessage, Started, StepKey, StepMessage
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -55,20 +55,25 @@ class Family:
         parent = StepKey.parse(ending.run.parent or "")
         if parent is None:
             return None
-        outcome: StepCompleted | StepFailed = StepFailed(number=parent.number, payload=ending.event.payload)
+        place = _outcome(parent)
+        payload = self.codec.reseal(
+            ending.event.payload or "null", place_of(ending.event, ending.run.workflow_id, ending.run.run), place
+        )
+        outcome: StepCompleted | StepFailed = StepFailed(number=parent.number, payload=payload)
         if isinstance(ending.event, RunCompleted):
-            outcome = StepCompleted(number=parent.number, payload=ending.event.payload)
+            outcome = StepCompleted(number=parent.number, payload=payload)
         elif isinstance(ending.event, RunCancelled):
             # In the parent's code the child's own WorkflowCancelled would look like a cancellation of the parent.
             error = ChildCancelledError(f"child run {ending.run.workflow_id} ({ending.run.name}) was cancelled")
-            outcome = StepFailed(number=parent.number, payload=failure_of(error, self.codec))
+            outcome = StepFailed(number=parent.number, payload=failure_of(error, self.codec, place))
         return self.store.finish(parent, outcome, token=None).message
 
     def _start(self, message: StepMessage) -> RunMessage | None:
         try:
-            return self.store.start(self._new_run(message)).message
+            return self._start_child(message).message
         except WorkflowConflictError as error:
-            outcome = StepFailed(number=message.key.number, payload=failure_of(error, self.codec))
+            payload = failure_of(error, self.codec, _outcome(message.key))
+            outcome = StepFailed(number=message.key.number, payload=payload)
             return self.store.finish(message.key, outcome, token=None).message
 
     def _cancel(self, message: StepMessage) -> RunMessage | None:
@@ -79,19 +84,29 @@ class Family:
         """
         reason = f"cancelled by its parent {message.key.workflow_id}"
         try:
-            self.store.start(replace(self._new_run(message), delay=_NEVER))
+            self._start_child(message, delay=_NEVER)
             return self.store.append(str(message.key), CancelRequested(reason=reason), key="parent").message
         except (WorkflowConflictError, WorkflowClosedError):
             # Somebody else's run has the id, or the child is at its end: nothing is left to cancel.
             return None
 
-    def _new_run(self, message: StepMessage) -> NewRun:
-        scheduled = message.scheduled
-        return NewRun(
-            workflow_id=str(message.key),
+    def _start_child(self, message: StepMessage, *, delay: float = 0.0) -> Started:
+        """Start a child with its arguments, which are bound to the parent's step until then."""
+        scheduled, key = message.scheduled, message.key
+        place = Place(str(key), "start")
+        text = self.codec.open(scheduled.payload or "[[],{}]", Place(key.workflow_id, "call", key.number, key.run))
+        new = NewRun(
+            workflow_id=str(key),
             name=scheduled.task,
-            payload=scheduled.payload or "[[],{}]",
-            digest=digest(scheduled.payload),
+            payload=self.codec.seal(text, place),
+            digest="",
             envelope=self.dispatcher.child_envelope(message),
-            parent=str(message.key),
+            parent=str(key),
+            delay=delay,
         )
+        return start_run(self.store, new, self.codec.digests(text, place))
+
+
+def _outcome(key: StepKey) -> Place:
+    """Return the place of a step's outcome."""
+    return Place(key.workflow_id, "outcome", key.number, key.run)

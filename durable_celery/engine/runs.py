@@ -10,12 +10,15 @@ import logging
 from typing import TYPE_CHECKING
 from uuid import uuid4
 
-from durable_celery.codec import Codec
+from durable_celery.codec import HIDDEN, Codec, Place
 from durable_celery.engine.cache import ExecutionCache
 from durable_celery.engine.family import Family, is_for_family
+from durable_celery.engine.limits import HistoryLimits
 from durable_celery.engine.patience import Patience
 from durable_celery.engine.turn import Ending, TurnDriver, run_message
 from durable_celery.errors import (
+    CodecError,
+    HistoryLimitError,
     NonDeterminismError,
     SideEffectError,
     StaleLeaseError,
@@ -39,6 +42,8 @@ __all__ = ["Runs"]
 _log = logging.getLogger(__name__)
 #: Longest wait in seconds before a run that failed to take its turn is tried again.
 _LONGEST_BACKOFF = 60
+#: Errors that say why a run is blocked without anything of its payloads.
+_HARMLESS = (NonDeterminismError, WorkflowCodeError, CodecError, HistoryLimitError)
 
 
 class Runs:
@@ -59,6 +64,8 @@ class Runs:
         self.store, self.dispatcher, self.workflows, self.process = store, dispatcher, workflows, process
         self.codec, self.patience = codec or Codec(), patience or Patience()
         self.cache = ExecutionCache(cache_size)
+        #: How long a history may grow; the binding of an app sets what its settings say.
+        self.limits = HistoryLimits()
         self.family = Family(store, dispatcher, self.codec)
 
     def take_turn(self, workflow_id: str) -> Ending | None:
@@ -104,10 +111,16 @@ class Runs:
         try:
             for message in real:
                 if isinstance(message, StepMessage) and is_for_family(message):
-                    woken.extend(self.family.tell(message))
+                    self._tell(message, woken)
         except StoreUnavailableError as error:
             _log.warning("child runs could not be told, the agenda repeats it: %s", error)
         self._send([message for message in woken if message is not None])
+
+    def _tell(self, message: StepMessage, woken: list[RunMessage | None]) -> None:
+        try:
+            woken.extend(self.family.tell(message))
+        except CodecError as error:
+            _log.warning("child run %s cannot be told here, the agenda repeats it: %s", message.key, error)
 
     def _send(self, messages: Sequence[RunMessage | StepMessage]) -> None:
         if messages:
@@ -126,18 +139,21 @@ class Runs:
             driver = self._drive_to_rest(turn, execution, deliver=deliver)
             return self._after(driver, deliver=deliver)
         except (StaleLeaseError, WorkflowClosedError, WorkflowNotFoundError) as error:
+            self._discard(execution)
             _log.info("turn of %s given up: %s", run.workflow_id, error)
             self._give_back(lease, delay=self._backoff(run))
         except StoreUnavailableError as error:
+            self._discard(execution)
             _log.warning("turn of %s given up, the store does not answer: %s", run.workflow_id, error)
             self._give_back(lease, delay=self._backoff(run))
         except Exception as error:  # noqa: BLE001 - a turn's error is never the run's outcome; it parks the run, visibly
+            self._discard(execution)
             self._block(run, lease, error)
         except BaseException:
-            self._give_back(lease, delay=self._backoff(run))
+            # To give back may fail as well: the code is ended first, so that garbage collection need not do it.
             self._discard(execution)
+            self._give_back(lease, delay=self._backoff(run))
             raise
-        self._discard(execution)
         return None
 
     def _execution(self, turn: Turn, execution: Execution | None) -> Execution:
@@ -157,6 +173,7 @@ class Runs:
         held = True
         while held and driver.terminal is None:
             driver.feed()
+            self.limits.check(execution)
             held = driver.commit(hold=deliver and execution.closed)
             messages, driver.messages = driver.messages, []
             self.publish(messages)
@@ -197,10 +214,27 @@ class Runs:
         self.patience.later(lambda: self.store.release(workflow_id, owner, delay=delay, reason=reason))
 
     def _block(self, run: RunRecord, lease: Lease, error: Exception) -> None:
-        story = f"workflow {run.workflow_id} is blocked, it goes on after a fixed deploy: {error}"
-        is_expected = isinstance(error, NonDeterminismError | SideEffectError | WorkflowCodeError)
-        _log.error("%s", story, exc_info=None if is_expected else error)
-        self._give_back(lease, delay=self._backoff(run), reason=f"{type(error).__name__}: {error}")
+        reason = f"{type(error).__name__}: {error}"
+        if self.codec.hides and not isinstance(error, _HARMLESS):
+            # It may quote what the code had in hand.
+            _log.error(
+                "workflow %s is blocked by a %s; `celery durable show --decode` tells why",
+                run.workflow_id, type(error).__name__,
+            )  # fmt: skip
+            reason = self._words(reason, Place(run.workflow_id, "reason", run=run.run))
+        else:
+            story = f"workflow {run.workflow_id} is blocked, it goes on after a fixed deploy: {error}"
+            is_expected = isinstance(error, (*_HARMLESS, SideEffectError))
+            _log.error("%s", story, exc_info=None if is_expected else error)
+        self._give_back(lease, delay=self._backoff(run), reason=reason)
+
+    def _words(self, words: str, place: Place) -> str:
+        """Return words for people as they may stand in the store."""
+        try:
+            return self.codec.seal_words(words, place)
+        except CodecError as error:
+            _log.warning("%s", error)
+            return HIDDEN
 
     def _give_back(self, lease: Lease, *, delay: float, reason: str = "") -> None:
         self.patience.later(

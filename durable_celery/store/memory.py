@@ -12,6 +12,7 @@ from dataclasses import replace
 
 from durable_celery.codec import Codec, failure_of
 from durable_celery.errors import (
+    InboxFullError,
     StaleLeaseError,
     StepTimeoutError,
     WorkflowClosedError,
@@ -92,7 +93,7 @@ class MemoryStore(Tables):
                 return Started(created=True, message=None)
             return Started(created=True, message=self._wake(run))
 
-    def append(self, workflow_id: str, event: Event, *, key: str) -> Appended:
+    def append(self, workflow_id: str, event: Event, *, key: str, room: int = 0) -> Appended:
         """See :meth:`Store.append`."""
         with self.lock:
             run = self._run(workflow_id)
@@ -100,6 +101,8 @@ class MemoryStore(Tables):
                 return Appended(added=False, message=self._wake(run, again=True))
             if run.record.status.is_closed:
                 raise WorkflowClosedError(workflow_id, run.record.status)
+            if 0 < room <= (unread := len(run.log) - run.record.read):
+                raise InboxFullError(workflow_id, unread)
             if isinstance(event, TimerFired):
                 self.agenda.pop(("timer", workflow_id, event.number), None)
                 key = f"timer:{event.number}"

@@ -76,7 +76,10 @@ class RunStatus(StrEnum):
     @property
     def is_closed(self) -> bool:
         """Whether the run has ended."""
-        return self in {RunStatus.COMPLETED, RunStatus.FAILED, RunStatus.CANCELLED}
+        return self in _CLOSED
+
+
+_CLOSED = (RunStatus.COMPLETED, RunStatus.FAILED, RunStatus.CANCELLED)
 
 
 class StepState(StrEnum):
@@ -392,8 +395,10 @@ class Store(Protocol):
         """
         ...
 
-    def append(self, workflow_id: str, event: Event, *, key: str) -> Appended:
+    def append(self, workflow_id: str, event: Event, *, key: str, room: int = 0) -> Appended:
         """Add an input once per ``key`` (client, worker).
+
+        With ``room`` it is refused where so many events wait for the run's next turn already.
 
         A :class:`CancelRequested` after the first one is not added, whatever its key. ``TimerFired(0)`` is added only
         once, and takes the gate's agenda entry away.
@@ -401,6 +406,7 @@ class Store(Protocol):
         Raises:
             WorkflowNotFoundError: there is no such run.
             WorkflowClosedError: the run has ended and no input with this key was accepted before.
+            InboxFullError: there is no room; nothing was written.
         """
         ...
 

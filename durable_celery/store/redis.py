@@ -45,6 +45,7 @@ from redis.retry import Retry
 from durable_celery.codec import Codec, failure_of
 from durable_celery.errors import (
     ConfigurationError,
+    InboxFullError,
     StaleLeaseError,
     StepTimeoutError,
     StoreError,
@@ -174,11 +175,14 @@ class RedisStore:
             raise WorkflowConflictError(new.workflow_id, f"{head.name} ({head.digest})", f"{new.name} ({new.digest})")
         return Started(created=bool(created), message=_run_message(answer))
 
-    def append(self, workflow_id: str, event: Event, *, key: str) -> Appended:
+    def append(self, workflow_id: str, event: Event, *, key: str, room: int = 0) -> Appended:
         """See :meth:`Store.append`."""
-        added, *rest = self._verb("append", workflow_id, key, input_kind(event), encode(event))
+        limit = [room] if room else []
+        added, *rest = self._verb("append", workflow_id, key, input_kind(event), encode(event), *limit)
         if added == -1:
             raise WorkflowNotFoundError(workflow_id)
+        if added == -3:  # noqa: PLR2004 - as the script has it
+            raise InboxFullError(workflow_id, rest[0])
         if added < 0:
             raise WorkflowClosedError(workflow_id, rest[0])
         return Appended(added=bool(added), message=_run_message(rest[0]))

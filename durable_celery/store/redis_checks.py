@@ -76,7 +76,9 @@ def _memory(info: Mapping[str, Any]) -> Iterator[Finding]:
 
 def _persistence(info: Mapping[str, Any], appendfsync: str | None) -> Iterator[Finding]:
     if info.get("loading"):
+        # All else that it says of its persistence is not to be believed: its append-only file is off until it is read.
         yield Finding(level="warning", check="loading", message="the server loads its data and answers nothing yet")
+        return
     if not info.get("aof_enabled"):
         yield Finding(
             level="warning",

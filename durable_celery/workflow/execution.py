@@ -10,11 +10,11 @@ from __future__ import annotations
 import asyncio
 import inspect
 from collections.abc import Callable, Coroutine, Iterable, Sequence
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
-from durable_celery.codec import Codec, failure_of
+from durable_celery.codec import Codec, failure_text, place_of
 from durable_celery.errors import DurableError, Evicted, WorkflowCancelled, WorkflowCodeError
 from durable_celery.events import (
     CancelRequested,
@@ -43,6 +43,8 @@ __all__ = ["Execution", "replay"]
 _OWN = f"{Path(__file__).parent}/"
 #: How many generations of tasks that are started while the code is being ended are ended too.
 _PATIENCE = 20
+#: About what an event takes besides its payload, in bytes.
+_HEADER = 60
 
 
 class Execution:
@@ -61,6 +63,10 @@ class Execution:
         self.started: RunStarted | None = None
         self._machine = Machine(workflow_id, run, definition.name, codec)
         self._position = 0
+        #: Bytes of the events seen or issued, about as stored.
+        self.size = 0
+        #: Position and size when the engine last held them against its limits.
+        self.checked = (0, 0)
         self._begun = False
         self._main: asyncio.Task[None] | None = None
         self._cancel: CancelRequested | None = None
@@ -83,6 +89,11 @@ class Execution:
         return self.started is not None and not self._begun and not self.closed
 
     @property
+    def cancelled(self) -> bool:
+        """Whether somebody asked the run to stop."""
+        return self._cancel is not None
+
+    @property
     def closed(self) -> bool:
         """Whether the code has ended."""
         return self._machine.closed
@@ -91,6 +102,14 @@ class Execution:
     def open_steps(self) -> int:
         """How many steps had no outcome yet at :attr:`position`."""
         return self._machine.open_steps
+
+    @property
+    def old_sides(self) -> Sequence[tuple[int, int]]:
+        """Where ``patched`` gave the old side: seq of the input, number of the command that came next.
+
+        That the history goes on without the mark is what decided it, so it has to be fed at least up to that command.
+        """
+        return self._machine.journal.old_sides
 
     @property
     def waiting(self) -> str:
@@ -130,6 +149,7 @@ class Execution:
         machine.driver.check_thread()
         machine.before_local = before_local
         try:
+            self._weigh(recorded.event for recorded in events if not machine.journal.issued(recorded.event))
             machine.journal.index(events)
             for recorded in events:
                 self._see(recorded, fresh_after)
@@ -141,7 +161,12 @@ class Execution:
 
     def take_outputs(self) -> tuple[Event, ...]:
         """Return the commands that have no record yet, in order; from now on they count as recorded."""
-        return () if self._machine.fault else self._machine.journal.take()
+        outputs = () if self._machine.fault else self._machine.journal.take()
+        self._weigh(outputs)
+        return outputs
+
+    def _weigh(self, events: Iterable[Event]) -> None:
+        self.size += sum(_HEADER + len(event.payload or "") for event in events)
 
     def evict(self) -> None:
         """End the suspended code: its ``finally`` blocks run, and no verb in them does anything. May be repeated."""
@@ -153,8 +178,11 @@ class Execution:
         driver.unwinding = True
         # Code that is being ended may start tasks, which have to be ended too; if it never stops, that is its affair.
         for _ in range(_PATIENCE):
+            tasks = loop.take_tasks()
+            if not tasks:
+                break
             # Those that were started last are waited for by those that were started before.
-            for task in reversed(loop.take_tasks()):
+            for task in reversed(tasks):
                 driver.unwind(task.get_coro())
 
     # One event.
@@ -194,7 +222,8 @@ class Execution:
             case SignalReceived():
                 self._machine.receive_signal(event)
             case CancelRequested():
-                self._request_cancel(event)
+                reason = self._machine.codec.legible(event.reason, place_of(event, self.workflow_id))
+                self._request_cancel(CancelRequested(reason=reason))
             case _:
                 raise DurableError(f"{type(event).__name__} is no input")
 
@@ -217,12 +246,13 @@ class Execution:
 
     def _begin(self) -> None:
         assert self.started is not None  # noqa: S101 - only its event leads here
-        args, kwargs = self._machine.codec.decode(self.started.payload) or ((), {})
+        place = self._machine.place("start")
+        args, kwargs = self._machine.codec.decode(self.started.payload, place) or ((), {})
         kind = AsyncWorkflowContext if self.definition.is_async else WorkflowContext
         context = kind(self._machine, started_at=instant(self._machine.now), parent=self.started.parent)
         function = self.definition.function
         try:
-            inspect.signature(function).bind(context, *args, **kwargs)
+            _signature(function).bind(context, *args, **kwargs)
         except TypeError as error:
             raise WorkflowCodeError(
                 f"workflow {self.workflow_id!r}: {self.definition.name} does not take the arguments it was started "
@@ -240,15 +270,15 @@ class Execution:
                 _Main(code(), self._take_cancel) if self.definition.is_async else machine.driver.run_blocking(code)
             )
             kind: type[TerminalEvent] = RunCompleted
-            payload = machine.codec.encode(value, f"the result of workflow {machine.name}")
+            text = machine.codec.dumps(value, f"the result of workflow {machine.name}")
         except Evicted:
             raise
         except BaseException as error:  # noqa: BLE001 - whatever user code raises is the run's outcome
             if is_interrupt(error):
                 machine.stop(error)
-            kind, payload = self._end_of(error), failure_of(_without_own_frames(error), machine.codec)
+            kind, text = self._end_of(error), failure_text(_without_own_frames(error), machine.codec)
         if not (machine.fault or machine.driver.unwinding):
-            machine.close(kind, payload)
+            machine.close(kind, text)
 
     def _end_of(self, error: BaseException) -> type[TerminalEvent]:
         by_cancel = isinstance(error, WorkflowCancelled) or (
@@ -261,7 +291,7 @@ class Execution:
             return
         self._cancel = event
         if self._main is None:
-            failure = failure_of(self._cancelled(), self._machine.codec)
+            failure = failure_text(self._cancelled(), self._machine.codec)
             self._machine.loop.call_soon(self._machine.close, RunCancelled, failure)
         else:
             self._cancelling = True
@@ -282,6 +312,12 @@ class Execution:
         # From here on only what the code itself cancels counts; asyncio.timeout looks at this number.
         self._main.uncancel()
         return self._cancelled()
+
+
+@lru_cache(maxsize=1000)
+def _signature(function: Callable[..., Any]) -> inspect.Signature:
+    """Return the signature of a workflow's function; to work it out takes as long as a short turn."""
+    return inspect.signature(function)
 
 
 class _Main(Coroutine[Any, Any, Any]):

@@ -23,7 +23,7 @@ import zoneinfo
 from collections.abc import Callable, Iterator
 from functools import wraps
 from pathlib import Path
-from types import CodeType, FrameType
+from types import CodeType, FrameType, TracebackType
 from typing import Any
 
 import greenlet
@@ -45,7 +45,10 @@ _NAMES = """
     urllib.Request http.client.connect ftplib.connect imaplib.open poplib.connect smtplib.connect nntplib.connect
     telnetlib.Telnet.open sqlite3.connect webbrowser.open pty.spawn _thread.start_new_thread
 """
-_WATCHED = frozenset(_NAMES.split())
+#: Garbage collection runs in workflow code too, and what fails there (a ``__del__``, a coroutine that was dropped) is
+#: printed by the interpreter, which opens the files of the traceback without a frame of its own.
+_UNRAISABLE = "sys.unraisablehook"
+_WATCHED = frozenset({*_NAMES.split(), _UNRAISABLE})
 
 #: Code that may do such things even when workflow code is what called it.
 _EXEMPT_FILES = frozenset(
@@ -77,6 +80,8 @@ class WorkflowGreenlet(greenlet.greenlet):
     report: Callable[[SideEffectError], object]
     #: Whether it runs ``def`` code, which may block in it; the other kind runs the event loop.
     may_block: bool = False
+    #: Files that the interpreter may open to show the traceback of an error that nobody could catch.
+    shown: frozenset[str] = frozenset()
 
 
 def install() -> None:
@@ -110,11 +115,14 @@ def _hook(event: str, args: tuple[Any, ...]) -> None:
 
 
 def _judge(current: WorkflowGreenlet, event: str, args: tuple[Any, ...]) -> None:
+    if event == _UNRAISABLE:
+        current.shown = frozenset(_files_of(args[1].exc_traceback))
+        return
     # Frames of this function and of the hook come first; a hook has no frame of the C function that called it.
     frames = list(_frames(sys._getframe(2)))  # noqa: SLF001 - the documented way to the caller's frame
     if any(_is_exempt(code) for code, _ in frames):
         return
-    if event == "open" and isinstance(args[0], str) and args[0].startswith(_TIME_ZONES):
+    if event == "open" and isinstance(args[0], str) and (args[0] in current.shown or args[0].startswith(_TIME_ZONES)):
         return
     what = f"{event}({args[0]!r})" if args and isinstance(args[0], str | bytes) else event
     advice = _SLEEP if event == "time.sleep" else _OUTSIDE
@@ -133,6 +141,12 @@ def _frames(frame: FrameType | None) -> Iterator[tuple[CodeType, int]]:
     while frame is not None:
         yield frame.f_code, frame.f_lineno
         frame = frame.f_back
+
+
+def _files_of(trace: TracebackType | None) -> Iterator[str]:
+    while trace is not None:
+        yield trace.tb_frame.f_code.co_filename
+        trace = trace.tb_next
 
 
 def _user_line(frames: list[tuple[CodeType, int]]) -> str:

@@ -13,13 +13,15 @@ from typing import Any
 
 __all__ = ["is_interrupt"]
 
+_SIGNALS = tuple(signal.valid_signals())
+
 
 def is_interrupt(error: BaseException) -> bool:
     """Tell whether an exception came from a signal handler."""
     if isinstance(error, KeyboardInterrupt):
         return True
-    handlers = {_code_of(signal.getsignal(number)) for number in signal.valid_signals()} - {None}
-    trace = error.__traceback__
+    handlers = {_code_of(handler) for handler in map(signal.getsignal, _SIGNALS) if callable(handler)} - {None}
+    trace = error.__traceback__ if handlers else None
     while trace is not None:
         if trace.tb_frame.f_code in handlers:
             return True

@@ -15,7 +15,7 @@ from dataclasses import replace
 
 from durable_celery.codec import Codec
 from durable_celery.errors import NonDeterminismError
-from durable_celery.events import Output, PatchMarked, Recorded
+from durable_celery.events import Event, Output, PatchMarked, Recorded
 from durable_celery.workflow.story import Line, difference, tell
 
 __all__ = ["Journal"]
@@ -38,6 +38,12 @@ class Journal:
         self._pending: dict[int, Output] = {}
         self._unconfirmed: dict[int, Output] = {}
         self._trail: deque[Line] = deque(maxlen=_BEFORE)
+        #: Where the code took the old side of a change: the input's seq, and the number that the mark would have had.
+        self.old_sides: list[tuple[int, int]] = []
+
+    def issued(self, event: Event) -> bool:
+        """Tell whether an event records a command that this execution has issued already."""
+        return isinstance(event, Output) and event.number < self.next
 
     def index(self, events: Iterable[Recorded]) -> None:
         """Take in the records among events, before any of the inputs is applied.
@@ -85,6 +91,16 @@ class Journal:
         record = self._records.get(self.next)
         return record is not None and difference(command, record) is None
 
+    @property
+    def holds_next(self) -> bool:
+        """Whether history has a record of the next command."""
+        return self.next in self._records
+
+    @property
+    def next_digest(self) -> str | None:
+        """The digest in the record of the next command, or None."""
+        return getattr(self._records.get(self.next), "digest", None)
+
     def recorded(self, command: Output) -> Output | None:
         """Return the record of the next command, if there is one; it is not issued by that.
 
@@ -103,6 +119,7 @@ class Journal:
         record = self._records.get(self.next)
         marked = isinstance(record, PatchMarked) and record.patch_id == patch_id
         if self._records and not marked:
+            self.old_sides.append((cause, self.next))
             return False
         self.issue(PatchMarked(number=self.next, cause=cause, patch_id=patch_id))
         return True

@@ -10,13 +10,13 @@ from __future__ import annotations
 import logging
 from collections.abc import Awaitable, Callable, Coroutine
 from datetime import datetime
-from functools import partial
+from functools import cached_property, partial
 from itertools import chain, islice
 from random import Random
 from typing import Any, NamedTuple, NoReturn, TypeVar
 from uuid import UUID
 
-from durable_celery.codec import Codec, digest, failure_of, rebuild
+from durable_celery.codec import Codec, Place, failure_of, place_of, rebuild
 from durable_celery.errors import DurableError, NonDeterminismError, SideEffectError
 from durable_celery.events import (
     CommandCancelled,
@@ -64,9 +64,6 @@ class Machine:
         self.driver = Driver(self.loop, self.remember)
         self.signals = Signals()
         self.logger = logging.getLogger(f"durable_celery.workflow.{name}")
-        self.random = Random(f"{workflow_id}/{run}")  # noqa: S311 - to be repeated, not to be secret
-        #: Ids have a source of their own, so that a new call of ``random`` does not change them.
-        self.ids = Random(f"{workflow_id}/{run}/ids")  # noqa: S311 - the same
         #: Workflow time: when the input that is being applied was recorded, in milliseconds since 1970.
         self.now = 0
         #: Seq of the input that is being applied.
@@ -82,6 +79,16 @@ class Machine:
         self._steps: dict[int, StepHandle[Any]] = {}
         self._timers: dict[int, _Timer] = {}
         self._patches: dict[str, bool] = {}
+
+    @cached_property
+    def random(self) -> Random:
+        """Random numbers of the run, made when first asked for."""
+        return Random(f"{self.workflow_id}/{self.run}")  # noqa: S311 - to be repeated, not to be secret
+
+    @cached_property
+    def ids(self) -> Random:
+        """Ids have a source of their own, so that a new call of ``random`` does not change them."""
+        return Random(f"{self.workflow_id}/{self.run}/ids")  # noqa: S311 - the same
 
     # Who may do what.
 
@@ -156,16 +163,17 @@ class Machine:
         """Schedule a step."""
         self.check()
         name, kind = resolve(task)
-        payload = self.codec.encode([list(args), kwargs], f"the arguments of step {name}")
+        text = self.codec.dumps([list(args), kwargs], f"the arguments of step {name}")
         number = self.journal.next
+        place = self.place("call", number)
         command = StepScheduled(
             number=number,
             cause=self.cause,
             task=name,
-            digest=digest(payload),
+            digest=self._digest(text, place),
             kind=kind,
             options=options.to_json(),
-            payload=payload,
+            payload=self._sealed(text, place),
         )
         if not self.journal.holds(command):
             # A recorded call stays good when a deploy changes the task's signature.
@@ -233,13 +241,14 @@ class Machine:
         self.check()
         return UUID(int=self.ids.getrandbits(128), version=4)
 
-    def local_step(self, name: str, payload: str, perform: Callable[[], Any]) -> Any:
+    def local_step(self, name: str, text: str, perform: Callable[[], Any]) -> Any:
         """Run a function outside, unless its outcome is recorded; return its result or raise its failure."""
         self.check()
         if self.fault:
             self.stop(self.fault)
-        number, what = self.journal.next, digest(payload)
-        probe = LocalStepCompleted(number=number, cause=self.cause, name=name, digest=what)
+        number = self.journal.next
+        digest = self._digest(text, self.place("local", number))
+        probe = LocalStepCompleted(number=number, cause=self.cause, name=name, digest=digest)
         try:
             outcome = self.journal.recorded(probe)
         except NonDeterminismError as mismatch:
@@ -247,35 +256,58 @@ class Machine:
         if outcome is None:
             outcome = self.driver.outside(partial(self._perform, probe, perform))
         self.issue(outcome)
+        place = self.place("outcome", number)
         if isinstance(outcome, LocalStepFailed):
-            error = rebuild(outcome.payload, self.codec)
+            error = self._outside(partial(rebuild, outcome.payload, self.codec, place))
             error.add_note(f"in local step {name} ({self.workflow_id}/{self.run}.{number})")
             raise error
-        return self.codec.decode(outcome.payload)
+        return self._outside(partial(self.codec.decode, outcome.payload, place))
 
     def _perform(self, probe: LocalStepCompleted, perform: Callable[[], Any]) -> LocalStepCompleted | LocalStepFailed:
         """Run a local step's function (driver)."""
         if self.before_local is not None:
             self.before_local()
-        place: dict[str, Any] = {
+        record: dict[str, Any] = {
             "number": probe.number,
             "cause": probe.cause,
             "name": probe.name,
             "digest": probe.digest,
         }
+        place = self.place("outcome", probe.number)
         try:
-            payload = self.codec.encode(perform(), f"the result of local step {probe.name}")
+            text = self.codec.dumps(perform(), f"the result of local step {probe.name}")
         except Exception as error:  # noqa: BLE001 - whatever a step raises is its outcome, and is recorded
-            return LocalStepFailed(**place, payload=failure_of(error, self.codec))
-        return LocalStepCompleted(**place, payload=payload)
+            return LocalStepFailed(**record, payload=failure_of(error, self.codec, place))
+        return LocalStepCompleted(**record, payload=self.codec.seal(text, place))
 
-    def close(self, kind: type[TerminalEvent], payload: str) -> None:
-        """Issue the run's end. A cancelled run takes its open steps along."""
+    def close(self, kind: type[TerminalEvent], text: str) -> None:
+        """Issue the run's end, with its JSON text. A cancelled run takes its open steps along."""
         if kind is RunCancelled:
             for number in sorted(self._steps):
                 self._cancel(self._steps, number)
+        payload = self._sealed(text, self.place("end"))
         self.issue(kind(number=self.journal.next, cause=self.cause, payload=payload))
         self.closed = True
+
+    # Payloads.
+
+    def place(self, kind: str, number: int = 0) -> Place:
+        """Return a place of this run, to which a payload is bound."""
+        return Place(self.workflow_id, kind, number, self.run)
+
+    def _outside(self, work: Callable[[], T]) -> T:
+        """Open or seal a payload: out of reach of the guard, for a codec may do I/O. If that fails, the code ends."""
+        return work() if self.codec.is_plain or not self.driver.is_inside() else self.driver.outside(work)
+
+    def _digest(self, text: str, place: Place) -> str:
+        """Return the digest of the next command's arguments, under the key of its record if it has one."""
+        return self._outside(partial(self.codec.digest, text, place, self.journal.next_digest))
+
+    def _sealed(self, text: str, place: Place) -> str:
+        """Return the stored form of the next command's payload; one that is recorded needs none."""
+        if self.codec.is_plain or self.journal.holds_next:
+            return text
+        return self._outside(partial(self.codec.seal, text, place))
 
     # Inputs. What nobody waits for any more is ignored.
 
@@ -283,13 +315,13 @@ class Machine:
         """Give a step's result to its handle."""
         handle = self._steps.pop(event.number, None)
         if handle is not None:
-            handle.set_result(self.codec.decode(event.payload))
+            handle.set_result(self.codec.decode(event.payload, self.place("outcome", event.number)))
 
     def fail_step(self, event: StepFailed) -> None:
         """Give a step's failure to its handle."""
         handle = self._steps.pop(event.number, None)
         if handle is not None:
-            error = rebuild(event.payload, self.codec)
+            error = rebuild(event.payload, self.codec, self.place("outcome", event.number))
             error.add_note(f"in step {handle.task} ({handle.key}), attempt {event.attempt}")
             handle.fail(error)
 
@@ -301,7 +333,7 @@ class Machine:
 
     def receive_signal(self, event: SignalReceived) -> None:
         """Give a signal to who waits for it, or keep it."""
-        self.signals.receive(event.name, self.codec.decode(event.payload))
+        self.signals.receive(event.name, self.codec.decode(event.payload, place_of(event, self.workflow_id)))
 
     @property
     def open_steps(self) -> int:

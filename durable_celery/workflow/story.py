@@ -22,7 +22,7 @@ from durable_celery.events import (
     TimerStarted,
 )
 
-__all__ = ["Line", "describe", "difference", "instant", "tell"]
+__all__ = ["ADVICE", "Line", "describe", "difference", "instant", "tell"]
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _WORDS: dict[type[Output], str] = {
@@ -37,7 +37,8 @@ _WORDS: dict[type[Output], str] = {
     RunCancelled: "cancelled",
 }
 _WIDTH = 58
-_ADVICE = """\
+#: What a story ends with.
+ADVICE = """\
 Nothing was repeated or lost. The run is blocked, and goes on by itself once code that fits is deployed. Either restore
 the order of commands that this history was written with, or keep both sides in the code: the new one under
 `if ctx.patched("name-of-the-change"):`, the old one under `else:`."""
@@ -92,9 +93,9 @@ def describe(command: Output | None, codec: Codec) -> str:
     match command:
         case StepScheduled():
             child = "child " if command.kind == "workflow" else ""
-            return f"{child}{word} {command.task}{_call(command.payload, codec)} #{command.digest[:8]}"
+            return f"{child}{word} {command.task}{_call(command.payload, codec)} #{_short(command.digest)}"
         case LocalStepCompleted() | LocalStepFailed():
-            return f"{word} {command.name} #{command.digest[:8]}"
+            return f"{word} {command.name} #{_short(command.digest)}"
         case TimerStarted():
             return f"{word} until {instant(command.due_at):%Y-%m-%d %H:%M:%S}"
         case PatchMarked():
@@ -105,8 +106,18 @@ def describe(command: Output | None, codec: Codec) -> str:
             return word
 
 
+def _short(digest: str) -> str:
+    """Return the head of a digest, without the id of its key."""
+    return digest.rpartition(":")[2][:8]
+
+
 def _call(payload: str | None, codec: Codec) -> str:
-    """Return recorded arguments as they would be written in a call, cut short."""
+    """Return recorded arguments as they would be written in a call, cut short; none of those that went through a codec.
+
+    A story stands in logs.
+    """
+    if not codec.is_plain:
+        return "(...)"
     try:
         args, kwargs = codec.decode(payload)
     except (DurableError, TypeError, ValueError):
@@ -127,4 +138,4 @@ def tell(problem: str, lines: Sequence[Line], bad: int, codec: Codec) -> str:
         code = describe(line.code, codec) or ("(nothing)" if line.number == bad else "")
         mark = ">" if line.number == bad else " "
         rows.append(f"{mark} {line.number:>5}  {history:<{_WIDTH}}  {code}".rstrip())
-    return "\n".join([problem, "", *rows, "", _ADVICE])
+    return "\n".join([problem, "", *rows, "", ADVICE])

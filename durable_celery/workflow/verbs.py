@@ -139,11 +139,11 @@ async def run(
     machine.check()
     options.check_local()
     name = options.name or _name_of(function)
-    payload = machine.codec.encode([list(args), kwargs], f"the arguments of local step {name}")
+    text = machine.codec.dumps([list(args), kwargs], f"the arguments of local step {name}")
     policy = options.retry or RetryPolicy(maximum_attempts=1)
     for attempt in count(1):
         try:
-            return machine.local_step(name, payload, partial(_call, function, args, kwargs))
+            return machine.local_step(name, text, partial(_call, function, args, kwargs))
         except Exception as error:
             if machine.at_rest or machine.fault or not policy.retries(error, attempt):
                 raise

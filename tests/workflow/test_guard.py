@@ -178,6 +178,25 @@ def test_garbage_collection_in_workflow_code_may_close_and_remove_files(tmp_path
     assert (tmp_path / "closed").exists()
 
 
+def test_an_error_that_nobody_can_catch_is_printed_and_does_not_end_the_run(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Python shows the line of source where it happened, and opens the file for that."""
+    monkeypatch.setattr(sys, "unraisablehook", sys.__unraisablehook__)
+
+    class Broken:
+        def __del__(self) -> None:
+            raise ValueError("in garbage collection")
+
+    def code(ctx: WorkflowContext) -> str:
+        Broken()
+        return "done"
+
+    Run(code).start()
+
+    assert 'raise ValueError("in garbage collection")' in capfd.readouterr().err
+
+
 def test_clean_up_during_eviction_that_touches_files_does_no_harm() -> None:
     def code(ctx: WorkflowContext) -> None:
         try:

@@ -283,9 +283,9 @@ class Counting(type(CODEC)):  # type: ignore[misc]  # the codec's class
 
     decoded = 0
 
-    def decode(self, text: str | None) -> Any:
+    def decode(self, text: str | None, *place: Any) -> Any:
         self.decoded += 1
-        return super().decode(text)
+        return super().decode(text, *place)
 
 
 def test_a_cold_replay_of_5000_events_applies_each_once_and_a_warm_one_only_the_new() -> None:

@@ -1,6 +1,8 @@
 -- append: add an input once per key.
--- ARGV: 2 id, 3 key, 4 kind of event ('', 'cancel', or the number of a timer), 5 its text
--- Returns: {added (0, 1), message or false}, or {-1} for no run, or {-2, status} for a closed one.
+-- ARGV: 2 id, 3 key, 4 kind of event ('', 'cancel', or the number of a timer), 5 its text, 6 how many inputs may be unread
+--       (none: any number)
+-- Returns: {added (0, 1), message or false}, or {-1} for no run, or {-2, status} for a closed one, or {-3, unread} for one
+--          whose inbox is full.
 
 local id, key, kind, text = ARGV[2], ARGV[3], ARGV[4], ARGV[5]
 local run = run_of(id)
@@ -19,6 +21,10 @@ if was_accepted() then
   return done({ 0, message })
 end
 if is_closed(run) then return { -2, run.status } end
+if ARGV[6] then
+  local unread = length_of(id) - (run.read or 0)
+  if unread >= tonumber(ARGV[6]) then return { -3, unread } end
+end
 if kind == '' or kind == 'cancel' then
   redis.call('HSET', keys_key(id), key, 1)
 else
