@@ -11,7 +11,7 @@ import click
 from durable_celery.cli.console import client_of, command, show_json, show_lines
 from durable_celery.cli.tables import children, run_story, run_table
 from durable_celery.codec import Codec, place_of
-from durable_celery.events import history_to_json
+from durable_celery.events import CancelRequested, history_to_json
 from durable_celery.store.protocol import RunStatus
 from durable_celery.timeline import timeline
 
@@ -135,7 +135,10 @@ def _reader(client: Client, *, decode: bool) -> Codec:
 
 
 def _opened(item: Recorded, workflow_id: str, codec: Codec) -> Recorded:
-    event = item.event
-    if event.payload is None or codec.is_plain:
+    """Return an event as somebody with the keys reads it; what cannot be opened stays as it is."""
+    event, place = item.event, place_of(item.event, workflow_id)
+    if isinstance(event, CancelRequested):
+        return replace(item, event=replace(event, reason=codec.legible(event.reason, place)))
+    if event.payload is None:
         return item
-    return replace(item, event=replace(event, payload=codec.legible(event.payload, place_of(event, workflow_id))))
+    return replace(item, event=replace(event, payload=codec.legible(event.payload, place)))

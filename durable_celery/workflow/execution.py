@@ -314,7 +314,7 @@ class Execution:
         return self._cancelled()
 
 
-@lru_cache(maxsize=1000)
+@lru_cache(maxsize=256)
 def _signature(function: Callable[..., Any]) -> inspect.Signature:
     """Return the signature of a workflow's function; to work it out takes as long as a short turn."""
     return inspect.signature(function)

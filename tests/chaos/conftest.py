@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from tests.conftest import delete_isolated, isolation_settings
-from tests.servers import RedisServer
+from tests.servers import RedisServer, rabbitmq_server_url
 from tests.sites import Site
 from tests.workers import CeleryWorker
 
@@ -34,8 +34,9 @@ def make_site(redis_server: RedisServer, tmp_path: Path) -> Iterator[Callable[..
     yield make
     for site in sites:
         site.close()
-        if site.config["broker_url"].startswith("amqp"):
-            delete_isolated(site.config["broker_url"], isolation)
+        # A RabbitMQ of the test's own is gone by now, with all that it held.
+        if site.config["broker_url"] == rabbitmq_server_url():
+            delete_isolated(rabbitmq_server_url(), isolation)
 
 
 @pytest.fixture(params=["redis", "rabbitmq"])

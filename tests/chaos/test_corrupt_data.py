@@ -65,6 +65,7 @@ def test_a_log_that_was_restored_from_an_older_copy_goes_on_from_there(
     except WorkflowNotFoundError:
         gone = None
     assert gone is None
+    wait_until(lambda: early.describe().delivered, 60, site.story)
     check_invariants(binding_of(site.app).store)
 
 

@@ -53,6 +53,7 @@ def test_runs_go_on_from_what_a_lagging_replica_had(
         start_again(site)
 
         site.wait_all(handles, timeout=90, tend=site.supervise)
+        wait_until(lambda: all(handle.describe().delivered for handle in handles), 60, site.story)
         for handle in handles:
             check_history(handle)
             assert handle.get(timeout=1) == [0, 10, 20, 30, 40, 50]

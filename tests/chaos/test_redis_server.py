@@ -251,17 +251,14 @@ def test_a_log_that_lost_its_last_second_goes_on_from_an_older_state(
     assert "ncat" in own_server.log  # "Truncated" or "truncating": the server said what it did
     start_again(site)
 
-    wait_until(lambda: has_ended(site, handles), 90, lambda: site.story(*(str(handle.id) for handle in handles[:3])))
+    site.wait_all(handles, timeout=90, tend=site.supervise)
+    # What is looked at below has to be at rest.
+    wait_until(lambda: all(handle.describe().delivered for handle in handles), 60, site.story)
     for handle in handles:
         check_history(handle)
     check_invariants(binding_of(site.app).store)
     # Steps whose record was lost ran again: that is what class D1 says.
     assert len(repeats(site.notes("effects"))) <= 12
-
-
-def has_ended(site: Site, handles: list[Any]) -> bool:
-    site.supervise()
-    return all(handle.describe().status.is_closed for handle in handles)
 
 
 def damage(directory: Path, *, garbage: bool) -> None:

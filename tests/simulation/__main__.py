@@ -108,6 +108,8 @@ def main() -> int:
         with PLACES[options.store]() as place:
             _say(tell(options.seed, place=place))
         return 0
+    # A shell starts what it runs in the background deaf to Ctrl-C.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     begun = time.monotonic()
     result = simulate(options.seed, options.histories, options.jobs, options.store)
     _say(summarise(result.tally, seconds=result.seconds, wall=time.monotonic() - begun))
