@@ -18,6 +18,7 @@ from durable_celery.events import (
     CommandCancelled,
     RunCancelled,
     RunCompleted,
+    RunFailed,
     RunStarted,
     SignalReceived,
     StepCompleted,
@@ -142,7 +143,8 @@ def _token(call: Call) -> int:
 def no_lost_start(evidence: Evidence) -> Violations:
     """I5: each acknowledged start is there, has ended, was delivered, and returned what it must.
 
-    Seen: answers of `start`, final records, expected results. A run that may be cancelled may have either end.
+    Seen: answers of `start`, final records, expected results. A run that may be cancelled may have either end; one
+    whose step lost as many processes as it may has failed, as it must.
     """
     started = {call.workflow for call in evidence.of("start") if call.is_ok}
     for name in sorted(started | set(evidence.results)):
@@ -158,6 +160,8 @@ def no_lost_start(evidence: Evidence) -> Violations:
                 if (value := Codec().decode(payload)) != wanted:
                     yield f"{name} returned {value!r} instead of {wanted!r}"
             case [RunCancelled()] if name in evidence.cancelled:
+                pass
+            case [RunFailed(payload=payload)] if evidence.is_worn_out(payload):
                 pass
             case _:
                 yield f"{name} ended with {end!r:.300} instead of {wanted!r}"
@@ -350,7 +354,8 @@ def isolated(evidence: Evidence) -> Violations:
     for name, wanted in evidence.steps.items():
         history = evidence.state.histories.get(name, [])
         scheduled = sum(isinstance(event, StepScheduled) for event in events_of(history))
-        if scheduled != wanted and name not in evidence.cancelled:
+        is_cut = name in evidence.cancelled or (history and evidence.is_worn_out(history[-1].event.payload))
+        if scheduled != wanted and not is_cut:
             yield f"{name} scheduled {scheduled} steps instead of {wanted}"
     yield from _effects(evidence)
 

@@ -27,8 +27,9 @@ def make_site(redis_server: RedisServer, tmp_path: Path) -> Iterator[Callable[..
     sites: list[Site] = []
 
     def make(**given: Any) -> Site:
-        urls: dict[str, Any] = {"broker": redis_server.database_url(BROKER), "store": redis_server.database_url(STORE)}
-        sites.append(Site(tmp_path / "site", **{**urls, **isolation, **RESEND, **given}))
+        urls = {"broker": redis_server.database_url(BROKER), "store": redis_server.database_url(STORE)}
+        settings: dict[str, Any] = {**urls, **isolation, **RESEND, **given}
+        sites.append(Site(tmp_path / "site", **settings))
         return sites[-1]
 
     yield make

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -11,6 +12,7 @@ from typing import Any
 
 from durable_celery.events import Event, Recorded, RunCancelled, RunCompleted, RunFailed, StepScheduled
 from durable_celery.policy import RetryPolicy
+from durable_celery.store.protocol import StepKey
 from durable_celery.workflow import Definition
 from tests.chaos.operations import Operation, Phase
 from tests.store.invariants import Snapshot
@@ -123,6 +125,13 @@ class Evidence:
     def histories(self) -> Iterable[tuple[str, list[Recorded]]]:
         """Return each run's id and history."""
         return self.state.histories.items()
+
+    def is_worn_out(self, payload: str | None) -> bool:
+        """Whether a failure is that of a step whose task began `lost_attempts` times and never came to an end."""
+        named = re.search(r"step (\S+) lost its process", payload or "") if "StepLostError" in (payload or "") else None
+        key = StepKey.parse(named[1]) if named else None
+        calls = [call for call in self.of("execute") if key and call.place == (key.workflow_id, key.number)]
+        return len(calls) >= self.lost_attempts and all(call.answer is None for call in calls)
 
     def limits(self) -> dict[Place, int | None]:
         """Return how many attempts each step may have, None for any number."""

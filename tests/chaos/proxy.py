@@ -204,7 +204,8 @@ class TcpProxy:
         self._links.discard(link)
         for way in ways:
             way.cancel()
-        await asyncio.gather(*ways, return_exceptions=True)
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.gather(*ways, return_exceptions=True)
         for end in (client, server):
             end.close()
 

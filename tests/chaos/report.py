@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from durable_celery.app import binding_of
-from durable_celery.events import StepCompleted, StepFailed
+from durable_celery.events import RunFailed, StepCompleted, StepFailed
 from tests.chaos.checker import check
 from tests.chaos.evidence import Call, Evidence, Place
 from tests.chaos.field import Field
@@ -74,6 +74,7 @@ def report_of(field: Field, programs: Sequence[Outcome], counts: Mapping[str, in
         "takeovers with no other kill or fault meanwhile": len(alone),
         "of these p50, s": quantile(alone, 0.5),
         "of these p99, s": quantile(alone, 0.99),
+        "failed because a step lost all its attempts to kills": sum(map(evidence.is_worn_out, _failures(evidence))),
         "operations": len(evidence.operations),
     }
     return Report(figures=figures, violations=violations)
@@ -90,6 +91,12 @@ def gather(field: Field, programs: Sequence[Outcome]) -> Evidence:
         steps={program.workflow_id: steps_of(program.tree) for program in programs},
         lost_attempts=binding_of(field.app).settings.lost_attempts,
     )
+
+
+def _failures(evidence: Evidence) -> Iterable[str | None]:
+    for _, history in evidence.histories():
+        if history and isinstance(history[-1].event, RunFailed):
+            yield history[-1].event.payload
 
 
 def _outcomes(evidence: Evidence) -> Iterable[int]:

@@ -23,6 +23,7 @@ from durable_celery.events import (
     Recorded,
     RunCancelled,
     RunCompleted,
+    RunFailed,
     SignalReceived,
     StepCompleted,
     StepScheduled,
@@ -225,6 +226,11 @@ def refused_signal(evidence: Evidence) -> Evidence:
     )
 
 
+def worn_out() -> RunFailed:
+    text = Codec().encode({"type": "StepLostError", "message": f"step {STEP} lost its process 2 times"}, "it")
+    return RunFailed(number=9, cause=1, payload=text)
+
+
 FORGERIES: list[tuple[str, str, Callable[[Evidence], Evidence]]] = [
     ("I1", "a read event changed", lambda e: edited(e, "take", Phase.OK, 0, data={"events": [[1, "0" * 12]]})),
     ("I1", "a read event vanished", lambda e: with_history(e, lambda events: events[:2])),
@@ -250,6 +256,11 @@ FORGERIES: list[tuple[str, str, Callable[[Evidence], Evidence]]] = [
         "I5",
         "a cancelled run that nobody wanted to cancel",
         lambda e: with_history(e, lambda events: [*events[:-1], RunCancelled(number=9, cause=1)]),
+    ),
+    (
+        "I5",
+        "a run that says of a step that it was lost, and it was not",
+        lambda e: with_history(e, lambda ev: [*ev[:-1], worn_out()]),
     ),
     ("I6", "unread events and nobody woken", lambda e: with_record(e, status=RunStatus.RUNNING, read=1)),
     ("I7", "made twice", lambda e: repeated(e, "start")),
@@ -314,6 +325,16 @@ def test_a_forged_life_is_found(honest: Evidence, invariant: str, forge: Callabl
 
     assert list(INVARIANTS[invariant](forged)), "the checker sees nothing wrong"
     assert any(text.startswith(f"{invariant}: ") for text in check(forged))
+
+
+def test_a_step_that_lost_all_its_attempts_may_fail_its_run(honest: Evidence) -> None:
+    failed = replace(with_history(honest, lambda ev: [*ev[:-1], worn_out()]), lost_attempts=2)
+    killed = with_operations(
+        failed, [op for op in failed.operations if op.verb != "execute" or op.phase is Phase.INVOKE]
+    )
+
+    assert list(INVARIANTS["I5"](failed))
+    assert not list(INVARIANTS["I5"](killed))
 
 
 def test_every_invariant_has_a_forgery() -> None:

@@ -126,8 +126,8 @@ def with_a_bad_byte(make_site: Callable[..., Site], server: RedisServer) -> tupl
 def flip(server: RedisServer, handle: WorkflowHandle[Any]) -> None:
     """Turn one bit of an event over: an opening brace becomes something else, or the other way round."""
     log, event = f"durable:{{0}}:log:{handle.id}", 2
-    with server.client(STORE) as client:
-        stored: Any = client.lindex(log, event)
-        line = bytearray(stored)
+    client: Any = server.client(STORE)
+    with client:
+        line = bytearray(client.lindex(log, event))
         line[line.index(b" ") + 1] ^= 1
         client.lset(log, event, bytes(line))

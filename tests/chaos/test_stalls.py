@@ -124,7 +124,7 @@ def tags_in(broker: Any) -> set[str]:
 #: Pools with and without an event loop, on both brokers.
 PLACES = [
     ("prefork", "redis"),
-    ("gevent", "redis"),
+    pytest.param("gevent", "redis", marks=pytest.mark.chaos),
     pytest.param("solo", "redis", marks=pytest.mark.chaos),
     ("prefork", "rabbitmq"),
 ]
