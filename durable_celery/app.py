@@ -174,11 +174,9 @@ EAGER = (
 
 
 def _install(app: Celery) -> None:
-    """Add the bootstep to an app's workers."""
-    from durable_celery.worker import DurableStep
-
+    """Add the bootstep to an app's workers, by name: only a worker imports it."""
     steps: Any = app.steps
-    steps["worker"].add(DurableStep)
+    steps["worker"].add("durable_celery.worker:DurableStep")
 
 
 connect_on_app_finalize(_install)

@@ -245,7 +245,9 @@ class CeleryDispatcher:
             header["sealed"], secret = place.kind, shown((), {}, self.codec)
             producer = _Sealing(producer, payload or "")
         task = self.app.tasks.get(scheduled.task)
-        send = task.apply_async if task is not None else self._by_name(scheduled.task)
+        # A durable task would start a run of its own here; its worker fails the step instead.
+        is_plain = task is not None and not getattr(task, "is_durable", False)
+        send = task.apply_async if is_plain else self._by_name(scheduled.task)
         send(
             args=args,
             kwargs=kwargs,

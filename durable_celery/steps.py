@@ -33,7 +33,7 @@ from durable_celery.policy import RetryPolicy, type_name
 from durable_celery.store.protocol import Claim, Refusal, StepKey
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator
+    from collections.abc import Callable, Generator, Mapping
 
     from celery import Task
     from celery.canvas import Signature
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from durable_celery.app import Binding
     from durable_celery.engine import Engine
 
-__all__ = ["StepInfo", "current_step", "wrap_task", "wrap_tasks"]
+__all__ = ["StepInfo", "current_step", "fail_unfit", "wrap_task", "wrap_tasks"]
 
 _log = logging.getLogger(__name__)
 #: No run has so many steps; Lua's numbers are exact far beyond.
@@ -112,7 +112,7 @@ def wrap_task(task: Task, binding: Binding) -> None:
     task.replace = functools.partial(_replace, task, task.replace)
 
 
-def _key(header: dict[str, Any]) -> StepKey | None:
+def _key(header: Mapping[str, Any]) -> StepKey | None:
     """Return the step that a header names; None where it names none: whoever can write to the broker wrote it."""
     workflow_id, run, number = header.get("id"), header.get("run"), header.get("step")
     if type(run) is not int or type(number) is not int or not (0 < run < _HUGE and 0 < number < _HUGE):
@@ -153,6 +153,23 @@ def _miss(engine: Engine, key: StepKey, name: str) -> None:
         _end_without_outcome(engine, claim, NotRegistered(name), RetryPolicy().delay(claim.attempt, 0.0))
 
 
+def fail_unfit(engine: Engine, header: Mapping[str, Any], name: str, error: Exception) -> None:
+    """Fail the step that a message names, if it is one of the task that the message is for, which cannot be a step."""
+    key = _key(header)
+    claim = None if key is None else engine.begin_step(key)
+    if isinstance(claim, Claim) and _is_of(claim, name, engine):
+        engine.fail_step(claim, error)
+
+
+def _is_of(claim: Claim, name: str, engine: Engine) -> bool:
+    """Tell whether a claim is of the task that its message was for; else give it back."""
+    if claim.scheduled.task == name:
+        return True
+    _log.warning("a message for %s named step %s, which is one of %s", name, claim.key, claim.scheduled.task)
+    engine.postpone_step(claim, delay=0.0, error=f"a message for {name} came in its place")
+    return False
+
+
 def _end_without_outcome(engine: Engine, claim: Claim, error: Exception, delay: float) -> None:
     """End an attempt that was neither a success nor a failure of the task: by its policy, else a few times over."""
     has_policy = bool((claim.scheduled.options or {}).get("retry"))
@@ -173,6 +190,7 @@ class _Attempt:
     def execute(self, plain: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         args, kwargs = self._arguments(args, kwargs)
         claim = self._claim()
+        args, kwargs = self._recorded(claim, args, kwargs)
         try:
             result = plain(*args, **kwargs)
         except Retry as retry:
@@ -212,9 +230,31 @@ class _Attempt:
             _log.error("step %s is not executed here: %s", key, error)
             reason = f"step {key} is not executed here: its arguments cannot be opened"
             raise Ignore(reason) from error
-        # Celery reads them there for a retry, and user's code may too.
-        self.request.args, self.request.kwargs = list(opened_args), dict(opened_kwargs)
-        return opened_args, opened_kwargs
+        return self._shown(opened_args, opened_kwargs)
+
+    def _recorded(self, claim: Claim, args: Any, kwargs: Any) -> tuple[Any, Any]:
+        """Return the arguments as the log has them. Who can write to the broker must not choose what is recorded.
+
+        Raises:
+            Ignore: they cannot be opened here.
+        """
+        key = claim.key
+        place = Place(key.workflow_id, "override" if claim.override else "call", key.number, key.run)
+        try:
+            recorded = self.codec.decode(claim.override or claim.scheduled.payload, place)
+        except CodecError as error:
+            _end_without_outcome(self.engine, claim, error, RetryPolicy().delay(claim.attempt, 0.0))
+            reason = f"step {key} is not executed here: its arguments cannot be opened"
+            raise Ignore(reason) from error
+        if recorded == [list(args), kwargs]:
+            return args, kwargs
+        _log.warning("the message of step %s has other arguments than the log; those of the log count", key)
+        return self._shown(*recorded)
+
+    def _shown(self, args: Any, kwargs: Any) -> tuple[Any, Any]:
+        """Put the arguments where Celery reads them for a retry, and where user's code may look."""
+        self.request.args, self.request.kwargs = list(args), dict(kwargs)
+        return args, kwargs
 
     def _claim(self) -> Claim:
         key = self.key
@@ -228,6 +268,9 @@ class _Attempt:
                 # So that no row of a monitor stays open. Where an earlier message of the step had its end, that stands.
                 self.task.send_event("task-revoked", terminated=False, signum=None, expired=False)
             reason = f"step {key} is not executed: {claim}"
+            raise Ignore(reason)
+        if not _is_of(claim, self.request.task, self.engine):
+            reason = f"step {key} is not executed: it is one of {claim.scheduled.task}"
             raise Ignore(reason)
         self.request.durable_step = StepInfo(
             workflow_id=key.workflow_id,

@@ -29,11 +29,13 @@ from durable_celery.errors import (
     DurableError,
     InvalidIdError,
     RemoteError,
+    UnknownTaskError,
     WorkflowConflictError,
 )
 from durable_celery.events import RunCancelled, RunCompleted, RunFailed
 from durable_celery.policy import type_name
 from durable_celery.rows import close_rows
+from durable_celery.steps import fail_unfit
 from durable_celery.store.protocol import NewRun
 from durable_celery.waits import RunWaits
 from durable_celery.workflow import AsyncWorkflowContext, Definition, WorkflowContext
@@ -201,8 +203,19 @@ class DurableTask(Task, Generic[P, R_co]):
         except InvalidIdError as error:
             _log.warning("a message was dropped: %s", error)
             raise Ignore(str(error)) from error
-        if header_of(self.request) is None:
+        header = header_of(self.request)
+        if header is None:
             self._adopt(args, kwargs)
+        elif "step" in header:
+            self._refuse_step(header)
+
+    def _refuse_step(self, header: Mapping[str, Any]) -> None:
+        """Fail a step that names this workflow by a text: where it was scheduled, nobody knew that it is one."""
+        error = UnknownTaskError(
+            f"{self.name} is a durable task: give ctx.step() the task and not its name, and it becomes a child workflow"
+        )
+        fail_unfit(self.binding.engine, header, self.name, error)
+        raise Ignore(str(error))
 
     def _end(self, ending: Ending) -> Any:
         """Return a run's result, or the exception that it failed with, as Celery may see it.

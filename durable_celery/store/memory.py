@@ -209,6 +209,7 @@ class MemoryStore(Tables):
                 lost=step.lost,
                 retries=step.retries,
                 scheduled=self._scheduled(run, step),
+                override=step.override,
             )
 
     def finish(

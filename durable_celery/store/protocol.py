@@ -331,6 +331,8 @@ class Claim:
     #: How often the task asked Celery for a retry.
     retries: int
     scheduled: StepScheduled
+    #: Arguments that a ``self.retry(args=...)`` put in place of the scheduled ones (encoded), or None.
+    override: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

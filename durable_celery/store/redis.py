@@ -228,7 +228,7 @@ class RedisStore:
         kind, *answer = self._verb("claim", key.workflow_id, key.run, key.number, owner)
         if kind == "refused":
             return Refused(reason=Refusal(answer[0]), message=_run_message(answer[1]))
-        attempt, lost, retries, line = answer
+        attempt, lost, retries, line, override = answer
         return Claim(
             key=key,
             token=attempt,
@@ -237,6 +237,7 @@ class RedisStore:
             lost=lost,
             retries=retries,
             scheduled=scheduled_step(line),
+            override=override,
         )
 
     def finish(

@@ -278,6 +278,15 @@ def caught(ctx: WorkflowContext, name: str, *args: Any) -> list[str]:
         return [type(error).__name__, str(error), *getattr(error, "__notes__", ())]
 
 
+@workflow(name="shop.by_name")
+def by_name(ctx: WorkflowContext, name: str, *args: Any) -> list[str]:
+    """Call what has a name, and tell how it failed."""
+    try:
+        return ["none", str(ctx.step(name, *args))]
+    except Exception as error:  # noqa: BLE001 - whatever it is, the test looks at it
+        return [type(error).__name__, str(error)]
+
+
 @workflow(name="shop.double")
 def double(ctx: WorkflowContext, x: int) -> int:
     return int(ctx.step(add, x, x))

@@ -60,6 +60,13 @@ def test_without_a_policy_a_step_that_exits_its_process_does_not_loop(shop: Any,
     assert len(shop.noted(f"exits:{key}")) == 5
 
 
+def test_the_name_of_a_durable_task_is_no_step_and_the_workflow_is_told(shop: Any) -> None:
+    answer = shop.by_name.delay("shop.double", 2).get(WAIT)
+
+    assert answer[0] == "UnknownTaskError"
+    assert "shop.double is a durable task" in answer[1]
+
+
 def test_a_hard_time_limit_fails_a_step_that_has_no_attempt_left(shop: Any, key: str) -> None:
     with pytest.raises(Exception, match="no attempt is left"):
         shop.tried_step.delay(1, "shop.stuck", key, 9).get(WAIT)

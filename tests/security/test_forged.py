@@ -185,6 +185,26 @@ def test_arguments_of_an_open_step_cannot_be_forged_under_encryption(server: Red
     assert (vault.result("mine"), vault.result("theirs")) == ("minec", "theirsc")
 
 
+def test_arguments_and_task_of_an_open_step_cannot_be_forged_without_encryption(
+    server: RedisServer, tmp_path: Any
+) -> None:
+    vault = Vault(server.url, tmp_path)
+    vault.start("child", "mine", workflow_id="plain")
+    header = {"id": "plain", "run": 1, "step": 1, "name": "vault.child", "queue": "celery"}
+    post = Post(server)
+    with server.client() as client:
+        # The true messages are lost, so that the forged ones come first.
+        client.delete("celery")
+    post.task("vault.child", "plain", {"first": True, "at": 1}, [])
+    for task, forged in (("vault.echo", header), ("vault.echo", {**header, "sealed": "call"}), ("vault.waits", header)):
+        for args in (["forged"], ['[["forged"],{}]'], []):
+            post.task(task, "plain/1.1", forged, args)
+    with vault.worker(concurrency=1) as worker:
+        vault.wait("plain", "completed", log=lambda: worker.log[-6000:])
+        assert "other arguments than the log" in worker.log
+    assert vault.result("plain") == "minec"
+
+
 # -- ids ---------------------------------------------------------------------------------------------------------------
 
 

@@ -1,7 +1,7 @@
 -- claim: begin an attempt of a step, counted before it runs.
 -- ARGV: 2 id, 3 run number, 4 step number, 5 owner
--- Returns: {'claim', attempt, lost, retries, line of the step's scheduled event}, or {'refused', reason, message or
---       false}.
+-- Returns: {'claim', attempt, lost, retries, line of the step's scheduled event, arguments in their place or false}, or
+--       {'refused', reason, message or false}.
 
 local id, execution, number, owner = ARGV[2], tonumber(ARGV[3]), ARGV[4], ARGV[5]
 local run = run_of(id)
@@ -28,4 +28,4 @@ if step.state == 'pending' then
   redis.call('SADD', held_key(owner), step_member(id, number))
 end
 local line = redis.call('LINDEX', log_key(id), step.seq)
-return done({ 'claim', step.attempt, step.lost or 0, step.retries or 0, line })
+return done({ 'claim', step.attempt, step.lost or 0, step.retries or 0, line, step.override or false })
