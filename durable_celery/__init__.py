@@ -12,11 +12,15 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from durable_celery.client import WorkflowHandle
     from durable_celery.errors import (
+        BatchFailedError,
         ChildCancelledError,
+        CompensationError,
         ConfigurationError,
         DurableError,
         NonDeterminismError,
+        NonRetryable,
         RemoteError,
+        RetryAfter,
         SideEffectError,
         StepIgnoredError,
         StepLostError,
@@ -30,22 +34,28 @@ if TYPE_CHECKING:
     from durable_celery.policy import RetryPolicy
     from durable_celery.steps import StepInfo, current_step
     from durable_celery.task import DurableTask, durable_task
-    from durable_celery.workflow import AsyncWorkflowContext, WorkflowContext
+    from durable_celery.workflow import AsyncWorkflowContext, BatchResult, Tolerance, WorkflowContext
 
 __all__ = [
     "AsyncWorkflowContext",
+    "BatchFailedError",
+    "BatchResult",
     "ChildCancelledError",
+    "CompensationError",
     "ConfigurationError",
     "DurableError",
     "DurableTask",
     "NonDeterminismError",
+    "NonRetryable",
     "RemoteError",
+    "RetryAfter",
     "RetryPolicy",
     "SideEffectError",
     "StepIgnoredError",
     "StepInfo",
     "StepLostError",
     "StepTimeoutError",
+    "Tolerance",
     "WaitTimeoutError",
     "WorkflowCancelled",
     "WorkflowClosedError",
@@ -59,9 +69,11 @@ __all__ = [
 
 _HOMES = {
     "AsyncWorkflowContext": "workflow",
+    "BatchResult": "workflow",
     "DurableTask": "task",
     "RetryPolicy": "policy",
     "StepInfo": "steps",
+    "Tolerance": "workflow",
     "WorkflowContext": "workflow",
     "WorkflowHandle": "client",
     "current_step": "steps",

@@ -246,8 +246,9 @@ class CeleryDispatcher:
             producer = _Sealing(producer, payload or "")
         task = self.app.tasks.get(scheduled.task)
         # A durable task would start a run of its own here; its worker fails the step instead.
-        is_plain = task is not None and not getattr(task, "is_durable", False)
-        send = task.apply_async if is_plain else self._by_name(scheduled.task)
+        send = self._by_name(scheduled.task)
+        if task is not None and not getattr(task, "is_durable", False):
+            send = task.apply_async
         send(
             args=args,
             kwargs=kwargs,

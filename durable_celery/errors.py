@@ -12,6 +12,10 @@
     +-- WorkflowNotFoundError
     +-- WorkflowConflictError       the id is taken by a run with other arguments
     +-- WorkflowClosedError         the run has ended, nothing can be sent to it
+    +-- BatchFailedError            more items of a batch failed than were tolerated
+    +-- CompensationError           a saga could not undo all that it had done
+    +-- RetryAfter                  raised by a task: try again, after so many seconds
+    +-- NonRetryable                raised by a task: do not try again
     +-- WaitTimeoutError            a wait with a timeout (also a TimeoutError)
     +-- RemoteError                 a failure whose class cannot be rebuilt here
     +-- StepTimeoutError            a step did not end within its timeout
@@ -37,10 +41,13 @@ swallow them, and never reach Celery.
 from __future__ import annotations
 
 from asyncio import CancelledError
+from datetime import timedelta
 
 __all__ = [
+    "BatchFailedError",
     "ChildCancelledError",
     "CodecError",
+    "CompensationError",
     "ConfigurationError",
     "DurableError",
     "Evicted",
@@ -49,8 +56,10 @@ __all__ = [
     "InvalidIdError",
     "InvalidRequestError",
     "NonDeterminismError",
+    "NonRetryable",
     "PayloadError",
     "RemoteError",
+    "RetryAfter",
     "SideEffectError",
     "StaleLeaseError",
     "StepIgnoredError",
@@ -144,6 +153,33 @@ class WorkflowClosedError(DurableError):
 
 class WaitTimeoutError(DurableError, TimeoutError):
     """A wait ended by its timeout, not by what it waited for."""
+
+
+class BatchFailedError(DurableError):
+    """More items of a batch failed than were tolerated."""
+
+
+class CompensationError(DurableError):
+    """A saga could not undo all that it had done: somebody has to look at what is named."""
+
+
+class RetryAfter(DurableError):  # noqa: N818 - a request, which only becomes an error when no attempt is left
+    """Raised by a step's task: try again after so many seconds, in place of the wait of the step's policy.
+
+    It uses up one of the policy's attempts; without a policy there are ten.
+    """
+
+    def __init__(self, seconds: timedelta | float, message: str = "") -> None:
+        self.seconds = seconds.total_seconds() if isinstance(seconds, timedelta) else float(seconds)
+        self.message = message
+        super().__init__(self.seconds, message)
+
+    def __str__(self) -> str:
+        return self.message or f"asked to be tried again after {self.seconds:g} s"
+
+
+class NonRetryable(DurableError):  # noqa: N818 - says what to do, as RetryAfter does
+    """Raised by a step's task: it has failed for good, whatever the step's policy says."""
 
 
 class RemoteError(DurableError):

@@ -14,7 +14,7 @@ from durable_celery.codec import Codec, Place, failure_of, failure_text
 from durable_celery.engine.runs import Runs
 from durable_celery.errors import CodecError, PayloadError, StepLostError
 from durable_celery.events import StepCompleted, StepFailed
-from durable_celery.policy import RetryPolicy
+from durable_celery.policy import RetryPolicy, wait_after
 from durable_celery.store.protocol import Claim, Refusal, Refused, StepKey, Sweep
 
 if TYPE_CHECKING:
@@ -117,9 +117,9 @@ class Engine(Runs):
             CodecError: a codec failed; the step is tried again later.
             StoreUnavailableError: no answer; it is recorded in the background if this process lives on.
         """
-        policy = _policy(claim)
-        if policy is not None and policy.retries(error, claim.attempt) and not isinstance(error, PayloadError):
-            delay = policy.delay(claim.attempt, random.random())  # noqa: S311 - jitter needs no secrecy
+        policy = None if isinstance(error, PayloadError) else _policy(claim)
+        delay = wait_after(policy, error, claim.attempt, random.random)
+        if delay is not None:
             self.postpone_step(claim, delay=delay, error=repr(error))
             return delay
         payload = self._sealed(claim, failure_text(error, self.codec))

@@ -2,24 +2,32 @@
 
 Here is no Celery, no store, no clock and no I/O. The parts, from below: ``story`` and ``journal`` hold commands
 against their records; ``guard``, ``loop`` and ``driver`` run user code; ``machine`` keeps what a run has open;
-``verbs`` and ``context`` are what users call; ``execution`` feeds it all with events.
+``verbs``, ``batch``, ``saga`` and the contexts are what users call; ``execution`` feeds it all with events.
 """
 
-from durable_celery.workflow.context import AsyncWorkflowContext, WorkflowContext, WorkflowInfo
+from durable_celery.workflow.awaited import AsyncWorkflowContext
+from durable_celery.workflow.batch import BatchItem, BatchResult, ItemStatus, Tolerance
+from durable_celery.workflow.blocking import WorkflowContext
+from durable_celery.workflow.context import WorkflowInfo
 from durable_celery.workflow.definition import Definition
 from durable_celery.workflow.execution import Execution, replay
 from durable_celery.workflow.handles import Handle, RaceResult, StepHandle
 from durable_celery.workflow.logger import WorkflowLogger
-from durable_celery.workflow.tasks import TaskLike
+from durable_celery.workflow.tasks import ParentClose, TaskLike
 
 __all__ = [
     "AsyncWorkflowContext",
+    "BatchItem",
+    "BatchResult",
     "Definition",
     "Execution",
     "Handle",
+    "ItemStatus",
+    "ParentClose",
     "RaceResult",
     "StepHandle",
     "TaskLike",
+    "Tolerance",
     "WorkflowContext",
     "WorkflowInfo",
     "WorkflowLogger",

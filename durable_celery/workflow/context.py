@@ -1,12 +1,13 @@
-"""The contexts: what workflow code sees. Two thin faces of the same verbs, one that blocks and one that is awaited.
+"""The context: what workflow code sees. Here is what both forms have in common; none of it waits.
 
-Every verb may be called only by the code of the running workflow. It is issued when it is called (when it is first
-awaited, in the ``async`` form); ``start``, ``signal``, ``timer`` and ``spawn`` return a handle at once in both.
+The forms, ``blocking`` and ``awaited``, are two thin faces of the same verbs. Every verb may be called only by the code
+of the running workflow. It is issued when it is called (when it is first awaited, in the ``async`` form); ``start``,
+``signal``, ``timer`` and ``spawn`` return a handle at once in both.
 """
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from random import Random
@@ -15,15 +16,16 @@ from uuid import UUID
 
 from durable_celery.policy import RetryPolicy
 from durable_celery.workflow import verbs
-from durable_celery.workflow.handles import Handle, RaceResult, StepHandle
+from durable_celery.workflow.handles import Handle, StepHandle
 from durable_celery.workflow.logger import WorkflowLogger
 from durable_celery.workflow.machine import Machine
-from durable_celery.workflow.tasks import CallOptions, TaskLike
+from durable_celery.workflow.tasks import CallOptions, ParentClose, TaskLike
 
-__all__ = ["AsyncWorkflowContext", "WorkflowContext", "WorkflowInfo"]
+__all__ = ["Context", "WorkflowInfo"]
 
 P = ParamSpec("P")
 R = TypeVar("R")
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,7 +45,7 @@ class WorkflowInfo:
     history_length: int
 
 
-class _Context:
+class Context:
     """What both forms have in common."""
 
     def __init__(
@@ -62,6 +64,7 @@ class _Context:
         queue: str | None = None,
         priority: int | None = None,
         name: str | None = None,
+        parent_close: ParentClose | str | None = None,
     ) -> Self:
         """Return this context with options for the calls made through it.
 
@@ -71,11 +74,15 @@ class _Context:
             queue: the Celery queue of a step, in place of its route.
             priority: the priority of a step's message.
             name: what people see in place of the task's name; the recorded name of a local step.
+            parent_close: what becomes of a child run that goes on when this run's code has ended: ``cancel``,
+                ``abandon`` or ``wait``. If it is not given it goes on after an end, and is cancelled after a cancel.
 
         Raises:
             InvalidRequestError: a value cannot be meant.
         """
-        chosen = self._options.with_(retry=retry, timeout=timeout, queue=queue, priority=priority, name=name)
+        chosen = self._options.with_(
+            retry=retry, timeout=timeout, queue=queue, priority=priority, name=name, parent_close=parent_close
+        )
         return type(self)(self._machine, started_at=self._started_at, parent=self._parent, options=chosen)
 
     @overload
@@ -140,142 +147,3 @@ class _Context:
             started_at=self._started_at,
             history_length=self._machine.cause,
         )
-
-
-class WorkflowContext(_Context):
-    """What a ``def`` workflow gets as its first argument. Verbs block."""
-
-    @overload
-    def step(self, task: TaskLike[P, R], /, *args: P.args, **kwargs: P.kwargs) -> R: ...
-    @overload
-    def step(self, task: Callable[Concatenate[Any, P], R], /, *args: P.args, **kwargs: P.kwargs) -> R: ...
-    @overload
-    def step(self, task: str, /, *args: Any, **kwargs: Any) -> Any: ...
-    def step(self, task: Any, /, *args: Any, **kwargs: Any) -> Any:
-        """Run a Celery task as a step and return its result.
-
-        Raises:
-            Exception: the step failed for good; its own exception, with the remote traceback as cause.
-            UnknownTaskError: ``task`` is no Celery task.
-            PayloadError: the arguments cannot be recorded.
-        """
-        return self.start(task, *args, **kwargs).result()
-
-    def run(self, function: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> R:
-        """Run a function here, outside of the workflow code, and record its outcome: a local step.
-
-        It runs at least once: again if the process dies before the outcome is recorded.
-        """
-        result: R = self._wait(verbs.run(self._machine, self._options, function, args, kwargs))
-        return result
-
-    def gather(self, *handles: Handle[Any], return_exceptions: bool = False) -> list[Any]:
-        """Wait for all handles; return their results in the order given.
-
-        The first failure is raised, and the others go on; with ``return_exceptions`` failures stand among the results.
-        """
-        return self._wait(verbs.gather(self._machine, handles, return_exceptions=return_exceptions))
-
-    def race(self, **arms: Handle[Any]) -> RaceResult:
-        """Wait for the first of several handles, cancel the others, return the first one's name and result.
-
-        An arm that fails first raises. A branch among the others is given the time to clean up.
-        """
-        return self._wait(verbs.race(self._machine, arms))
-
-    def spawn(
-        self, function: Callable[Concatenate[WorkflowContext, P], R], /, *args: P.args, **kwargs: P.kwargs
-    ) -> Handle[R]:
-        """Start ``function(ctx, *args, **kwargs)`` as a concurrent branch of this workflow."""
-        return verbs.branch(self._machine, function, (self, *args), kwargs, blocks=True)
-
-    def sleep(self, duration: timedelta | float) -> None:
-        """Wait for a duration (seconds or timedelta) that no process has to live through."""
-        self._wait(verbs.sleep(self._machine, duration))
-
-    def sleep_until(self, instant: datetime) -> None:
-        """Wait until an instant, given as an aware datetime; one that is past is no wait."""
-        self._wait(verbs.sleep_until(self._machine, instant))
-
-    def wait_signal(self, name: str, timeout: timedelta | float | None = None) -> Any:
-        """Wait for a signal and return its value. Signals that came before are kept, in order.
-
-        Raises:
-            WaitTimeoutError: it did not come within ``timeout`` (seconds or timedelta).
-        """
-        return self._wait(verbs.wait_signal(self._machine, name, timeout))
-
-    def _wait(self, awaitable: Awaitable[R]) -> R:
-        return self._machine.wait(awaitable)
-
-
-class AsyncWorkflowContext(_Context):
-    """What an ``async def`` workflow gets as its first argument. Verbs are awaited; plain asyncio works beside them."""
-
-    @overload
-    async def step(self, task: TaskLike[P, R], /, *args: P.args, **kwargs: P.kwargs) -> R: ...
-    @overload
-    async def step(self, task: Callable[Concatenate[Any, P], R], /, *args: P.args, **kwargs: P.kwargs) -> R: ...
-    @overload
-    async def step(self, task: str, /, *args: Any, **kwargs: Any) -> Any: ...
-    async def step(self, task: Any, /, *args: Any, **kwargs: Any) -> Any:
-        """Run a Celery task as a step and return its result.
-
-        Raises:
-            Exception: the step failed for good; its own exception, with the remote traceback as cause.
-            UnknownTaskError: ``task`` is no Celery task.
-            PayloadError: the arguments cannot be recorded.
-        """
-        return await self.start(task, *args, **kwargs)
-
-    @overload
-    async def run(self, function: Callable[P, Coroutine[Any, Any, R]], /, *args: P.args, **kwargs: P.kwargs) -> R: ...
-    @overload
-    async def run(self, function: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> R: ...
-    async def run(self, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
-        """Run a function, or a coroutine function, here and record its outcome: a local step.
-
-        The whole workflow waits for it. It runs at least once: again if the process dies before the outcome is
-        recorded.
-        """
-        return await verbs.run(self._machine, self._options, function, args, kwargs)
-
-    async def gather(self, *handles: Awaitable[Any], return_exceptions: bool = False) -> list[Any]:
-        """Wait for all handles; return their results in the order given.
-
-        The first failure is raised, and the others go on; with ``return_exceptions`` failures stand among the results.
-        """
-        return await verbs.gather(self._machine, handles, return_exceptions=return_exceptions)
-
-    async def race(self, **arms: Awaitable[Any]) -> RaceResult:
-        """Wait for the first of several handles, cancel the others, return the first one's name and result.
-
-        An arm that fails first raises. A branch among the others is given the time to clean up.
-        """
-        return await verbs.race(self._machine, arms)
-
-    def spawn(
-        self,
-        function: Callable[Concatenate[AsyncWorkflowContext, P], Coroutine[Any, Any, R]],
-        /,
-        *args: P.args,
-        **kwargs: P.kwargs,
-    ) -> Handle[R]:
-        """Start ``function(ctx, *args, **kwargs)`` as a concurrent branch of this workflow."""
-        return verbs.branch(self._machine, function, (self, *args), kwargs, blocks=False)
-
-    async def sleep(self, duration: timedelta | float) -> None:
-        """Wait for a duration (seconds or timedelta) that no process has to live through."""
-        await verbs.sleep(self._machine, duration)
-
-    async def sleep_until(self, instant: datetime) -> None:
-        """Wait until an instant, given as an aware datetime; one that is past is no wait."""
-        await verbs.sleep_until(self._machine, instant)
-
-    async def wait_signal(self, name: str, timeout: timedelta | float | None = None) -> Any:  # noqa: ASYNC109 - a durable one
-        """Wait for a signal and return its value. Signals that came before are kept, in order.
-
-        Raises:
-            WaitTimeoutError: it did not come within ``timeout`` (seconds or timedelta).
-        """
-        return await verbs.wait_signal(self._machine, name, timeout)

@@ -32,7 +32,8 @@ from durable_celery.events import (
     TimerFired,
 )
 from durable_celery.workflow import guard
-from durable_celery.workflow.context import AsyncWorkflowContext, WorkflowContext
+from durable_celery.workflow.awaited import AsyncWorkflowContext
+from durable_celery.workflow.blocking import WorkflowContext
 from durable_celery.workflow.definition import Definition
 from durable_celery.workflow.interrupts import is_interrupt
 from durable_celery.workflow.machine import Machine
@@ -266,9 +267,7 @@ class Execution:
         """Run the workflow function and issue its end."""
         machine = self._machine
         try:
-            value = await (
-                _Main(code(), self._take_cancel) if self.definition.is_async else machine.driver.run_blocking(code)
-            )
+            value = await self._call(code)
             kind: type[TerminalEvent] = RunCompleted
             text = machine.codec.dumps(value, f"the result of workflow {machine.name}")
         except Evicted:
@@ -279,6 +278,18 @@ class Execution:
             kind, text = self._end_of(error), failure_text(_without_own_frames(error), machine.codec)
         if not (machine.fault or machine.driver.unwinding):
             machine.close(kind, text)
+
+    async def _call(self, code: Callable[[], Any]) -> Any:
+        machine = self._machine
+        running = _Main(code(), self._take_cancel) if self.definition.is_async else machine.driver.run_blocking(code)
+        try:
+            value = await running
+        except Exception as error:
+            if not is_interrupt(error):
+                await machine.children_end()
+            raise
+        await machine.children_end()
+        return value
 
     def _end_of(self, error: BaseException) -> type[TerminalEvent]:
         by_cancel = isinstance(error, WorkflowCancelled) or (

@@ -6,13 +6,14 @@ A handle is an :class:`asyncio.Future`: await it, put it into ``asyncio.wait``, 
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, NamedTuple, Protocol, TypeVar
 
 from durable_celery.errors import DurableError
 from durable_celery.workflow.loop import WorkflowFuture, WorkflowLoop
 
-__all__ = ["Handle", "RaceResult", "StepHandle"]
+__all__ = ["Handle", "RaceResult", "StepHandle", "drop_all"]
 
 T = TypeVar("T")
 
@@ -102,3 +103,17 @@ class StepHandle(Handle[T]):
         self.key = key
         #: Name of the Celery task.
         self.task = task
+        #: What becomes of it, if it is a child run, when the code has ended; see ``tasks.ParentClose``.
+        self.parent_close: str | None = None
+
+
+async def drop_all(futures: Sequence[asyncio.Future[Any]]) -> None:
+    """Cancel what is no longer wanted; wait for what has cleaning up to do."""
+    for future in futures:
+        if isinstance(future, Handle):
+            future.drop()
+        else:
+            future.cancel()
+    busy = [future for future in futures if not future.done()]
+    if busy:
+        await asyncio.wait(busy)

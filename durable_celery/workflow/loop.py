@@ -51,6 +51,10 @@ class Clockwork(Protocol):
         """Issue the cancellation of a timer, if it is still open."""
         ...
 
+    def wake(self) -> bool:
+        """Make something ready, now that all code waits, if what it waits for has become true; tell whether."""
+        ...
+
     def refuse(self, error: SideEffectError) -> NoReturn:
         """Remember a side effect and raise it."""
         ...
@@ -142,8 +146,12 @@ class WorkflowLoop(asyncio.AbstractEventLoop):
             WorkflowCodeError: the code never comes to rest.
         """
         for _ in range(_BUSY):
-            if not self._ready or self._clockwork.at_rest:
+            if self._clockwork.at_rest:
                 return
+            if not self._ready:
+                if not self._clockwork.wake():
+                    return
+                continue
             handle = self._ready.popleft()
             if not handle.cancelled():
                 self._run(handle)

@@ -7,6 +7,7 @@ Invariant: after a mismatch with the history, or a side effect, no command is is
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Coroutine
 from datetime import datetime
@@ -32,6 +33,7 @@ from durable_celery.events import (
     TimerFired,
     TimerStarted,
 )
+from durable_celery.workflow.conditions import Conditions
 from durable_celery.workflow.driver import Driver
 from durable_celery.workflow.handles import Handle, StepHandle
 from durable_celery.workflow.interrupts import is_interrupt
@@ -39,7 +41,7 @@ from durable_celery.workflow.journal import Journal
 from durable_celery.workflow.loop import make_loop
 from durable_celery.workflow.signals import Signals
 from durable_celery.workflow.story import instant
-from durable_celery.workflow.tasks import CallOptions, check_arguments, resolve
+from durable_celery.workflow.tasks import CallOptions, ParentClose, check_arguments, resolve
 
 __all__ = ["Machine"]
 
@@ -63,6 +65,7 @@ class Machine:
         self.loop = make_loop(self, f"{workflow_id}/{run}")
         self.driver = Driver(self.loop, self.remember)
         self.signals = Signals()
+        self.conditions = Conditions()
         self.logger = logging.getLogger(f"durable_celery.workflow.{name}")
         #: Workflow time: when the input that is being applied was recorded, in milliseconds since 1970.
         self.now = 0
@@ -183,6 +186,7 @@ class Machine:
         handle: StepHandle[Any] = StepHandle(
             self, partial(self._cancel, self._steps, number), number=number, key=key, task=name
         )
+        handle.parent_close = options.parent_close
         self._steps[number] = handle
         return handle
 
@@ -225,6 +229,18 @@ class Machine:
         handle.give_back = lambda: self.signals.give_back(name, handle.result())
         self.signals.wait(name, handle)
         return handle
+
+    def until(self, predicate: Callable[[], object]) -> Handle[None]:
+        """Return a handle that is done when a predicate over the code's state is true."""
+        self.check()
+        handle: Handle[None] = Handle(self)
+        handle.withdraw = partial(self.conditions.leave, handle)
+        self.conditions.wait(predicate, handle)
+        return handle
+
+    def wake(self) -> bool:
+        """Make something ready, now that all code waits, if a condition has become true; tell whether (loop)."""
+        return self.conditions.meet()
 
     def patched(self, patch_id: str) -> bool:
         """Decide, once, whether the code takes the new side of a change."""
@@ -280,10 +296,16 @@ class Machine:
             return LocalStepFailed(**record, payload=failure_of(error, self.codec, place))
         return LocalStepCompleted(**record, payload=self.codec.seal(text, place))
 
+    async def children_end(self) -> None:
+        """Wait for the child runs that the run's end has to wait for."""
+        if children := [step for step in self._steps.values() if step.parent_close is ParentClose.WAIT]:
+            await asyncio.wait(children)
+
     def close(self, kind: type[TerminalEvent], text: str) -> None:
-        """Issue the run's end, with its JSON text. A cancelled run takes its open steps along."""
-        if kind is RunCancelled:
-            for number in sorted(self._steps):
+        """Issue the run's end, with its JSON text. Open steps go along with a cancel, if nothing else was asked for."""
+        for number, handle in sorted(self._steps.items()):
+            policy = handle.parent_close
+            if policy is ParentClose.CANCEL or (kind is RunCancelled and policy is not ParentClose.ABANDON):
                 self._cancel(self._steps, number)
         payload = self._sealed(text, self.place("end"))
         self.issue(kind(number=self.journal.next, cause=self.cause, payload=payload))
@@ -350,7 +372,8 @@ class Machine:
             f"timer ({number}) until {instant(timer.due_at):%Y-%m-%d %H:%M:%S}"
             for number, timer in self._timers.items()
         )
-        shown = list(islice(chain(steps, names, timers), _SHOWN + 1))
+        conditions = (f"condition {name}" for name in self.conditions.names())
+        shown = list(islice(chain(steps, names, conditions, timers), _SHOWN + 1))
         return ", ".join([*shown[:_SHOWN], *(["..."] if len(shown) > _SHOWN else [])])
 
     def now_as_datetime(self) -> datetime:

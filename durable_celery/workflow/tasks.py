@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
 from datetime import timedelta
+from enum import StrEnum
 from typing import Any, Literal, ParamSpec, Protocol, Self, TypeVar
 
 from durable_celery.errors import InvalidRequestError, UnknownTaskError
 from durable_celery.policy import RetryPolicy, seconds
 
-__all__ = ["CallOptions", "TaskLike", "check_arguments", "resolve"]
+__all__ = ["CallOptions", "ParentClose", "TaskLike", "check_arguments", "resolve"]
 
 P = ParamSpec("P")
 R_co = TypeVar("R_co", covariant=True)
@@ -23,6 +24,17 @@ class TaskLike(Protocol[P, R_co]):
         ...
 
 
+class ParentClose(StrEnum):
+    """What becomes of a child run that goes on when its parent's code has ended."""
+
+    #: It is cancelled.
+    CANCEL = "cancel"
+    #: It goes on by itself, and nobody waits for it; also when the parent is cancelled.
+    ABANDON = "abandon"
+    #: The parent's end waits for its end; if the parent is cancelled, so is the child.
+    WAIT = "wait"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CallOptions:
     """Options of a step: what ``ctx.options(...)`` was given."""
@@ -34,6 +46,8 @@ class CallOptions:
     priority: int | None = None
     #: What people see in place of the task's name.
     name: str | None = None
+    #: None: a child goes on after an end, and is cancelled after a cancel.
+    parent_close: ParentClose | None = None
 
     def with_(
         self,
@@ -43,6 +57,7 @@ class CallOptions:
         queue: str | None = None,
         priority: int | None = None,
         name: str | None = None,
+        parent_close: ParentClose | str | None = None,
     ) -> Self:
         """Return these options with those given in their place.
 
@@ -52,6 +67,10 @@ class CallOptions:
         given: dict[str, Any] = {"queue": queue, "priority": priority, "name": name}
         given["retry"] = RetryPolicy(maximum_attempts=retry) if isinstance(retry, int) else retry
         given["timeout"] = None if timeout is None else seconds(timeout)
+        if parent_close is not None:
+            if parent_close not in set(ParentClose):
+                raise InvalidRequestError(f"parent_close is one of {', '.join(ParentClose)}, not {parent_close!r}")
+            given["parent_close"] = ParentClose(parent_close)
         if given["timeout"] == 0:
             raise InvalidRequestError("a timeout of 0 ends a step before it begins")
         return replace(self, **{key: value for key, value in given.items() if value is not None})
@@ -69,7 +88,7 @@ class CallOptions:
         Raises:
             InvalidRequestError: there are such.
         """
-        extra = {"timeout", "queue", "priority"} & set(self.to_json() or ())
+        extra = {"timeout", "queue", "priority", "parent_close"} & set(self.to_json() or ())
         if extra:
             raise InvalidRequestError(
                 f"a local step takes the options retry and name, not {', '.join(sorted(extra))}: it runs here and now"

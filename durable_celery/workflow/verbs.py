@@ -17,14 +17,29 @@ from itertools import count
 from typing import Any, TypeVar
 
 from durable_celery.errors import InvalidRequestError, WaitTimeoutError
-from durable_celery.policy import RetryPolicy, seconds
+from durable_celery.policy import seconds, wait_after
+from durable_celery.workflow.batch import BatchResult, Tolerance, is_branch, items_of, run_batch
 from durable_celery.workflow.driver import run_awaitable
-from durable_celery.workflow.handles import Handle, RaceResult
+from durable_celery.workflow.handles import Handle, RaceResult, drop_all
 from durable_celery.workflow.machine import Machine
 from durable_celery.workflow.story import EPOCH
 from durable_celery.workflow.tasks import CallOptions
 
-__all__ = ["branch", "gather", "race", "run", "sleep", "sleep_until", "timer", "wait_signal"]
+__all__ = [
+    "branch",
+    "gather",
+    "map_items",
+    "poll",
+    "race",
+    "run",
+    "shield",
+    "sleep",
+    "sleep_until",
+    "timer",
+    "tolerant_gather",
+    "wait_signal",
+    "wait_until",
+]
 
 T = TypeVar("T")
 
@@ -66,6 +81,36 @@ def _outcome(future: asyncio.Future[Any]) -> Any:
     return future.exception() or future.result()
 
 
+async def tolerant_gather(
+    machine: Machine, arms: Sequence[Awaitable[Any]], tolerate: Tolerance | int
+) -> BatchResult[Any]:
+    """Wait for all arms, or until what is tolerated is decided; the arms that go on then are cancelled."""
+    tolerance = Tolerance.of(tolerate)
+    futures = [asyncio.ensure_future(arm) for arm in arms]
+    return await run_batch(
+        machine, lambda index: futures[index], len(futures), max_concurrency=None, tolerance=tolerance
+    )
+
+
+async def map_items(
+    machine: Machine,
+    begin: Callable[[Any], Awaitable[Any]],
+    items: Iterable[Any],
+    *,
+    max_concurrency: int | None,
+    tolerate: Tolerance | int | None,
+) -> BatchResult[Any]:
+    """Do one thing for each item, some at a time, and return how each ended; ``begin`` starts one."""
+    ordered = items_of(items)
+    return await run_batch(
+        machine,
+        lambda index: begin(ordered[index]),
+        len(ordered),
+        max_concurrency=max_concurrency,
+        tolerance=Tolerance.of(tolerate),
+    )
+
+
 async def race(machine: Machine, arms: Mapping[str, Awaitable[Any]]) -> RaceResult:
     """Wait for the first of the arms; cancel the others, and wait for branches among them to clean up."""
     if not arms:
@@ -73,7 +118,7 @@ async def race(machine: Machine, arms: Mapping[str, Awaitable[Any]]) -> RaceResu
     futures = {name: asyncio.ensure_future(arm) for name, arm in arms.items()}
     await _wait(machine, list(futures.values()), asyncio.FIRST_COMPLETED)
     winner = next(name for name, future in futures.items() if future.done())
-    await _drop([future for name, future in futures.items() if name != winner])
+    await drop_all([future for name, future in futures.items() if name != winner])
     return RaceResult(winner, futures[winner].result())
 
 
@@ -84,20 +129,29 @@ async def _wait(machine: Machine, futures: Sequence[asyncio.Future[Any]], until:
             await asyncio.wait(futures, return_when=until)
     except asyncio.CancelledError:
         if not machine.at_rest:
-            await _drop(futures)
+            await drop_all(futures)
         raise
 
 
-async def _drop(futures: Sequence[asyncio.Future[Any]]) -> None:
-    """Cancel what is no longer wanted; wait for what has cleaning up to do."""
-    for future in futures:
-        if isinstance(future, Handle):
-            future.drop()
-        else:
-            future.cancel()
-    busy = [future for future in futures if not future.done()]
-    if busy:
-        await asyncio.wait(busy)
+async def shield(machine: Machine, arm: Awaitable[T]) -> T:
+    """Wait for something that a cancellation does not touch; one that came meanwhile is raised when it is done.
+
+    Raises:
+        CancelledError: a cancellation came while it was going on; what was waited for is done.
+    """
+    future = asyncio.ensure_future(arm)
+    cancel: asyncio.CancelledError | None = None
+    while not future.done():
+        try:
+            await asyncio.wait([future])
+        except asyncio.CancelledError as error:
+            if machine.at_rest:
+                raise
+            cancel = error
+    result = future.result()
+    if cancel is not None:
+        raise cancel
+    return result
 
 
 async def wait_signal(machine: Machine, name: str, timeout: timedelta | float | None) -> Any:  # noqa: ASYNC109 - the verb
@@ -107,29 +161,49 @@ async def wait_signal(machine: Machine, name: str, timeout: timedelta | float | 
         WaitTimeoutError: it did not come within ``timeout``.
     """
     limit = None if timeout is None else seconds(timeout)
-    handle = machine.signal(name)
+    return await _within(machine, machine.signal(name), limit, f"no signal {name!r} came")
+
+
+async def wait_until(
+    machine: Machine,
+    predicate: Callable[[], object],
+    timeout: timedelta | float | None,  # noqa: ASYNC109 - the verb
+) -> None:
+    """Wait until a predicate over the workflow's own state is true; it is asked each time the code has come to rest.
+
+    Raises:
+        WaitTimeoutError: it did not become true within ``timeout``.
+    """
+    limit = None if timeout is None else seconds(timeout)
+    handle = machine.until(predicate)
+    await _within(machine, handle, limit, f"{name_of(predicate)} did not become true")
+
+
+async def _within(machine: Machine, handle: Handle[T], limit: float | None, story: str) -> T:
+    """Wait for a handle, but not longer than ``limit`` seconds; one that ends otherwise is dropped."""
     try:
         if limit is None or handle.done():
             return await handle
-        return await _within(machine, handle, limit, f"no signal {name!r} came within {limit:g} s")
+        alarm = timer(machine, limit)
+        try:
+            return await _before(handle, alarm, f"{story} within {limit:g} s")
+        finally:
+            if not machine.at_rest:
+                alarm.cancel()
     except BaseException:
         if not machine.at_rest:
             handle.drop()
         raise
 
 
-async def _within(machine: Machine, handle: Handle[T], limit: float, story: str) -> T:
-    """Wait for a handle, but not longer than ``limit`` seconds."""
-    alarm = timer(machine, limit)
-    try:
+async def _before(handle: Handle[T], alarm: Handle[None] | None, story: str) -> T:
+    """Wait for a handle, or until the alarm goes off."""
+    if alarm is not None:
         both: list[Handle[Any]] = [handle, alarm]
         await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
-        if handle.done():
-            return handle.result()
-        raise WaitTimeoutError(story)
-    finally:
-        if not machine.at_rest:
-            alarm.cancel()
+        if not handle.done():
+            raise WaitTimeoutError(story)
+    return await handle
 
 
 async def run(
@@ -138,17 +212,58 @@ async def run(
     """Run a function here and now, as a local step; with a retry policy again after durable waits."""
     machine.check()
     options.check_local()
-    name = options.name or _name_of(function)
+    name = options.name or name_of(function)
     text = machine.codec.dumps([list(args), kwargs], f"the arguments of local step {name}")
-    policy = options.retry or RetryPolicy(maximum_attempts=1)
+    policy = options.retry
     for attempt in count(1):
         try:
             return machine.local_step(name, text, partial(_call, function, args, kwargs))
         except Exception as error:
-            if machine.at_rest or machine.fault or not policy.retries(error, attempt):
+            wait = wait_after(policy, error, attempt, machine.random.random)
+            if machine.at_rest or machine.fault or wait is None:
                 raise
-        await sleep(machine, policy.delay(attempt, machine.random.random()))
+        await sleep(machine, wait)
     raise AssertionError  # pragma: no cover - count() does not end
+
+
+async def poll(
+    machine: Machine,
+    options: CallOptions,
+    check: Any,
+    args: tuple[Any, ...],
+    *,
+    every: timedelta | float,
+    until: Callable[[Any], object],
+    timeout: timedelta | float | None,  # noqa: ASYNC109 - the verb
+) -> Any:
+    """Ask again and again, with durable waits between, until an answer satisfies; return that answer.
+
+    Raises:
+        InvalidRequestError: ``every`` is 0.
+        WaitTimeoutError: no answer satisfied within ``timeout``.
+        Exception: what the check failed with for good.
+    """
+    if not seconds(every):
+        raise InvalidRequestError("a poll without a wait between its checks is a busy loop: give every=")
+    limit = None if timeout is None else seconds(timeout)
+    story = "" if limit is None else f"{name_of(check)} gave no answer that satisfies within {limit:g} s"
+    alarm = None if limit is None else timer(machine, limit)
+    waiting: Handle[Any] | None = None
+    try:
+        while True:
+            if is_branch(check):
+                answer = await run(machine, options, check, args, {})
+            else:
+                waiting = machine.start_step(check, args, {}, options)
+                answer = await _before(waiting, alarm, story)
+            if until(answer):
+                return answer
+            waiting = timer(machine, every)
+            await _before(waiting, alarm, story)
+    finally:
+        if not machine.at_rest:
+            for handle in filter(None, (waiting, alarm)):
+                handle.cancel()
 
 
 def _call(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -156,13 +271,16 @@ def _call(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str,
     return run_awaitable(value) if isawaitable(value) else value
 
 
-def _name_of(function: Callable[..., Any]) -> str:
+def name_of(function: Any) -> str:
+    """Return what people call a function or a task."""
+    if isinstance(function, str):
+        return function
     for attribute in ("name", "__qualname__"):
         name = getattr(function, attribute, None)
         if isinstance(name, str):
             return name
     wrapped = getattr(function, "func", None)
-    return _name_of(wrapped) if callable(wrapped) else type(function).__qualname__
+    return name_of(wrapped) if callable(wrapped) else type(function).__qualname__
 
 
 def branch(

@@ -18,7 +18,16 @@ from celery import Celery, Task, signals
 from celery.exceptions import Ignore, Reject, SoftTimeLimitExceeded
 from pydantic import BaseModel
 
-from durable_celery import DurableTask, WorkflowCancelled, WorkflowContext, current_step, durable_task
+from durable_celery import (
+    DurableTask,
+    NonRetryable,
+    RetryAfter,
+    RetryPolicy,
+    WorkflowCancelled,
+    WorkflowContext,
+    current_step,
+    durable_task,
+)
 
 app = Celery("shop", set_as_current=False)
 app.conf.update(
@@ -83,6 +92,31 @@ def on_error(request: Any, exc: object, traceback: object, key: str) -> None:
 @task(name="shop.boom")
 def boom(text: str = "boom") -> None:
     raise LookupError(text)
+
+
+@task(name="shop.throttled")
+def throttled(key: str, times: int) -> int:
+    """Say ``times`` times when to come again."""
+    tries = note(f"throttled:{key}", time.time())
+    if tries <= times:
+        raise RetryAfter(0.2, "too many requests")
+    return tries
+
+
+@task(name="shop.hopeless")
+def hopeless(key: str) -> None:
+    note(f"hopeless:{key}")
+    raise NonRetryable("the card is stolen")
+
+
+def is_transient(error: BaseException) -> bool:
+    return "transient" in str(error)
+
+
+@task(name="shop.sometimes")
+def sometimes(key: str) -> None:
+    """Fail for a passing reason, then for one that stays."""
+    raise LookupError("transient" if note(f"sometimes:{key}") < 3 else "gone")
 
 
 class Loud(Task):
@@ -263,9 +297,16 @@ def one_step(ctx: WorkflowContext, name: str, *args: Any, **kwargs: Any) -> Any:
 
 @workflow(name="shop.tried_step")
 def tried_step(ctx: WorkflowContext, tries: int, name: str, *args: Any) -> Any:
-    from durable_celery import RetryPolicy
-
     policy = RetryPolicy(maximum_attempts=tries, initial_interval=0.05)
+    return ctx.options(retry=policy).step(app.tasks.get(name, name), *args)
+
+
+@workflow(name="shop.picky_step")
+def picky_step(ctx: WorkflowContext, name: str, *args: Any, retryable: list[str] | None = None) -> Any:
+    """Call one task, and go on for as long as it fails for a passing reason."""
+    policy = RetryPolicy(
+        maximum_attempts=9, initial_interval=0.05, retryable=tuple(retryable or ()), retry_if=is_transient
+    )
     return ctx.options(retry=policy).step(app.tasks.get(name, name), *args)
 
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import pytest
 
-from durable_celery import RemoteError, WorkflowConflictError
+from durable_celery import NonRetryable, RemoteError, RetryAfter, WorkflowConflictError
 from tests.waiting import wait_until
 
 WAIT = 30
@@ -65,6 +66,37 @@ def test_the_name_of_a_durable_task_is_no_step_and_the_workflow_is_told(shop: An
 
     assert answer[0] == "UnknownTaskError"
     assert "shop.double is a durable task" in answer[1]
+
+
+def test_a_task_says_when_it_is_to_be_tried_again(shop: Any, key: str) -> None:
+    assert shop.one_step.delay("shop.throttled", key, 2).get(WAIT) == 3
+
+    times = [float(at) for at in shop.noted(f"throttled:{key}")]
+    assert all(later - earlier >= 0.2 for earlier, later in pairwise(times))
+
+
+def test_a_task_that_asks_again_and_again_uses_up_its_attempts(shop: Any, key: str) -> None:
+    with pytest.raises(RetryAfter, match="too many requests"):
+        shop.tried_step.delay(2, "shop.throttled", key, 5).get(WAIT)
+    assert len(shop.noted(f"throttled:{key}")) == 2
+
+
+def test_a_task_says_that_it_has_failed_for_good(shop: Any, key: str) -> None:
+    with pytest.raises(NonRetryable, match="stolen"):
+        shop.tried_step.delay(5, "shop.hopeless", key).get(WAIT)
+    assert len(shop.noted(f"hopeless:{key}")) == 1
+
+
+def test_a_function_decides_in_the_worker_whether_a_failure_passes(shop: Any, key: str) -> None:
+    with pytest.raises(LookupError, match="gone"):
+        shop.picky_step.delay("shop.sometimes", key).get(WAIT)
+    assert len(shop.noted(f"sometimes:{key}")) == 3
+
+
+def test_only_the_classes_that_are_named_are_tried_again(shop: Any, key: str) -> None:
+    with pytest.raises(LookupError, match="transient"):
+        shop.picky_step.delay("shop.sometimes", key, retryable=["ConnectionError"]).get(WAIT)
+    assert len(shop.noted(f"sometimes:{key}")) == 1
 
 
 def test_a_hard_time_limit_fails_a_step_that_has_no_attempt_left(shop: Any, key: str) -> None:

@@ -10,6 +10,7 @@ from durable_celery.testing.watch import Fault, Kind
 from durable_celery.testing.world import World
 from tests.engine.invariants import check_at_rest
 from tests.engine.programs import PROGRAMS, Program
+from tests.engine.vocabulary import VOCABULARY
 
 #: What happens, how long the engine insists (seconds), and how many calls in a row go wrong.
 FAULTS = [
@@ -22,7 +23,7 @@ FAULTS = [
 ]
 
 
-@pytest.mark.parametrize("program", PROGRAMS, ids=lambda program: program.__name__)
+@pytest.mark.parametrize("program", [*PROGRAMS, *VOCABULARY], ids=lambda program: program.__name__)
 def test_program_ends_as_it_must_without_a_fault(program: Program) -> None:
     world = World()
 
@@ -35,7 +36,7 @@ def test_program_ends_as_it_must_without_a_fault(program: Program) -> None:
 
 
 @pytest.mark.parametrize(("kind", "patience", "more"), FAULTS)
-@pytest.mark.parametrize("program", PROGRAMS, ids=lambda program: program.__name__)
+@pytest.mark.parametrize("program", [*PROGRAMS, *VOCABULARY], ids=lambda program: program.__name__)
 def test_program_ends_as_it_must_whichever_call_goes_wrong(
     program: Program, kind: Kind, patience: float, more: int
 ) -> None:

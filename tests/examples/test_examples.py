@@ -219,3 +219,27 @@ HELPERS = {"stage.py", "ocr_service.py"}
 @pytest.mark.parametrize("script", sorted({path.name for path in EXAMPLES.glob("*.py")} - HELPERS))
 def test_each_example_is_named_in_the_readme(script: str) -> None:
     assert f"examples/{script}" in (ROOT / "README.md").read_text()
+
+
+def test_a_trip_is_given_back_in_reverse_order_on_failure_and_on_cancel() -> None:
+    assert run("trip.py") == [
+        "trip-1: flight of trip-1, hotel of trip-1, car of trip-1",
+        "trip-2: trip.NothingLeftError: no car is left",
+        "  gave back hotel of trip-2, attempt 1",
+        "  gave back flight of trip-2, attempt 2",
+        "trip-3: REVOKED",
+        "  gave back car of trip-3, attempt 1",
+        "  gave back hotel of trip-3, attempt 1",
+        "  gave back flight of trip-3, attempt 2",
+    ]
+
+
+def test_the_nightly_batch_tolerates_a_few_failures_and_stops_at_too_many() -> None:
+    assert run("nightly.py", "600") == [
+        "1784 pages for 596 customers, 4 to look at",
+        "stopped after 4 failures; 577 customers were never tried",
+    ]
+
+
+def test_render_asks_until_the_job_is_done_or_for_too_long() -> None:
+    assert run("render.py") == ["sunrise is done, 70 frames", "job of endless withdrawn"]

@@ -106,8 +106,8 @@ _ATTEMPTS = (
         "a step that fails is tried for ever",
         "rule 5, I12",
         Engine.fail_step,
-        "policy.retries(error, claim.attempt)",
-        "policy.retries(error, 1)",
+        "wait_after(policy, error, claim.attempt, random.random)",
+        "wait_after(policy, error, 1, random.random)",
     ),
 )
 

@@ -56,6 +56,8 @@ class Run:
         self.now = EPOCH_MS
         #: Whether the execution is shown its own outputs again.
         self.echo = False
+        #: Whether the execution is evicted after each turn, so that each turn begins with a replay.
+        self.cold = False
         self.execution = self.new_execution()
 
     def new_execution(self) -> Execution:
@@ -105,6 +107,8 @@ class Run:
         if not self.echo:
             # As the engine does where nothing came meanwhile: the execution need not see its own outputs.
             self.execution.position = len(self.events)
+        if self.cold and not self.execution.closed:
+            self.go_cold()
         return taken
 
     def save(self) -> None:

@@ -32,7 +32,7 @@ from durable_celery.events import (
     TimerStarted,
     encode,
 )
-from durable_celery.workflow import WorkflowContext
+from durable_celery.workflow import Tolerance, WorkflowContext
 from tests.workflow.log import CODEC, Run
 
 Body = tuple[Any, ...]
@@ -51,8 +51,23 @@ LEAVES = (
     "race_signal",
     "gather",
     "cancel_last",
+    "map",
+    "poll",
 )
-BRANCHES = ("spawn", "join", "race", "gather_branches", "cancel_branch", "try", "group", "asyncio_wait", "timeout")
+BRANCHES = (
+    "spawn",
+    "join",
+    "race",
+    "gather_branches",
+    "cancel_branch",
+    "try",
+    "group",
+    "asyncio_wait",
+    "timeout",
+    "map_branches",
+    "until",
+    "saga",
+)
 NAMES = ("a", "b")
 #: How often local steps really ran.
 ran: list[int] = []
@@ -136,6 +151,45 @@ class Interpreter:
         handles = [self.ctx.start("gathered", index) for index in range(value % 4)]
         results = yield lambda: self.ctx.gather(*handles, return_exceptions=value % 2 == 0)
         self.trace.append([str(result) for result in results])
+
+    def do_map(self, value: int) -> Calls:
+        tolerate = [None, 0, Tolerance(percent=40), Tolerance(successes=2)][value % 4]
+        batch = yield lambda: self.ctx.map("mapped", range(value), max_concurrency=1 + value % 3, tolerate=tolerate)
+        self.trace.append([str(item.status) for item in batch.items])
+
+    def do_poll(self, value: int) -> Calls:
+        timeout = None if value % 2 else 4
+        self.trace.append(
+            (yield lambda: self.ctx.poll("polled", every=1, until=lambda answer: answer % 3 == 0, timeout=timeout))
+        )
+
+    def do_map_branches(self, body: Body) -> Calls:
+        def sync(ctx: Any, part: Body) -> str:
+            return branch_sync(ctx, self.trace, part)
+
+        async def plain(ctx: Any, part: Body) -> str:
+            return await branch_async(ctx, self.trace, part)
+
+        parts = [body[:1], body[1:], body[:2]]
+        batch = yield lambda: self.ctx.map(plain if self.is_async else sync, parts, max_concurrency=2, tolerate=1)
+        self.trace.append(batch.results)
+
+    def do_until(self, body: Body) -> Calls:
+        seen = len(self.trace)
+        self.handles.append(self.spawn(body))
+        yield lambda: self.ctx.wait_until(lambda: len(self.trace) > seen, timeout=len(body))
+
+    def do_saga(self, body: Body) -> Calls:
+        saga = self.ctx.saga()
+        try:
+            for number, operation in enumerate(body):
+                saga.compensate("undo", number)
+                yield from self.body((operation,))
+            yield lambda: self.ctx.step("the last of a saga")
+        except BaseException as error:
+            if not isinstance(error, GeneratorExit):
+                yield saga.undo
+            raise
 
     def do_spawn(self, body: Body) -> Calls:
         self.handles.append(self.spawn(body))

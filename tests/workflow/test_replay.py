@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from durable_celery.codec import Place
 from durable_celery.errors import DurableError, NonDeterminismError, WorkflowCodeError
 from durable_celery.events import (
     LocalStepCompleted,
@@ -278,14 +279,17 @@ def test_a_child_s_record_differs_from_a_task_s() -> None:
     assert "child step shop.child(1)" in story_of(run, lambda ctx: ctx.sleep(1))
 
 
+NOWHERE = Place("", "")
+
+
 class Counting(type(CODEC)):  # type: ignore[misc]  # the codec's class
     """A codec that counts what it decodes: every input is decoded once when it is applied."""
 
     decoded = 0
 
-    def decode(self, text: str | None, *place: Any) -> Any:
+    def decode(self, text: str | None, place: Place = NOWHERE) -> Any:
         self.decoded += 1
-        return super().decode(text, *place)
+        return super().decode(text, place)
 
 
 def test_a_cold_replay_of_5000_events_applies_each_once_and_a_warm_one_only_the_new() -> None:

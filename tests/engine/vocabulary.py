@@ -1,0 +1,179 @@
+"""More workflows with all that they need, as in :mod:`tests.engine.programs`: the verbs that are composed of others."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from durable_celery.policy import RetryPolicy
+from durable_celery.testing.world import World
+from durable_celery.workflow import AsyncWorkflowContext, Tolerance, WorkflowContext
+from tests.engine.programs import CANCELLED, DONE, FAILED, Outcomes, Program, arithmetic
+
+
+def batch_of_branches(world: World) -> Outcomes:
+    plus, double = arithmetic(world)
+
+    def branch(ctx: WorkflowContext, x: int) -> Any:
+        return ctx.step(double, ctx.step(plus, x))
+
+    def main(ctx: WorkflowContext) -> list[int]:
+        return ctx.map(branch, range(5), max_concurrency=2).raise_if_failed().results
+
+    world.start(world.flow(main))
+    return {"w": (DONE, [2, 4, 6, 8, 10])}
+
+
+def batch_that_is_decided(world: World) -> Outcomes:
+    """Which items end is chance; that enough of them do is not, and nothing goes on afterwards."""
+    plus, _ = arithmetic(world)
+
+    async def main(ctx: AsyncWorkflowContext) -> list[Any]:
+        async def slow(inner: AsyncWorkflowContext, x: int) -> int:
+            await inner.sleep(x * 10)
+            return int(await inner.step(plus, x))
+
+        batch = await ctx.map(slow, range(6), max_concurrency=3, tolerate=Tolerance(successes=2))
+        return [batch.is_successful, len(batch.results), [str(item.status) for item in batch.items[4:]]]
+
+    world.start(world.flow(main))
+    return {"w": (DONE, [True, 2, ["skipped", "skipped"]])}
+
+
+def saga_that_fails(world: World) -> Outcomes:
+    undone: list[int] = []
+    plus, _ = arithmetic(world)
+    undo = world.task(undone.append, "undo")
+
+    def no() -> None:
+        raise ValueError("declined")
+
+    refuse = world.task(no, "no")
+
+    def main(ctx: WorkflowContext) -> None:
+        with ctx.saga() as saga:
+            saga.compensate(undo, ctx.step(plus, 1))
+            saga.compensate(undo, ctx.step(plus, 2))
+            ctx.options(retry=RetryPolicy(initial_interval=0.5, maximum_attempts=30)).step(plus, 3)
+            ctx.step(refuse)
+
+    world.start(world.flow(main))
+    return {"w": (FAILED, "declined")}
+
+
+def saga_that_is_cancelled(world: World) -> Outcomes:
+    plus, double = arithmetic(world)
+
+    def main(ctx: WorkflowContext) -> None:
+        with ctx.saga() as saga:
+            saga.compensate(double, ctx.step(plus, 1))
+            ctx.wait_signal("never")
+
+    world.start(world.flow(main))
+    world.at(6, world.cancel)
+    return {"w": (CANCELLED, "asked")}
+
+
+def polled(world: World) -> Outcomes:
+    looks: list[int] = []
+
+    def look() -> int:
+        looks.append(1)
+        return len(looks)
+
+    task = world.task(look, "look")
+
+    def main(ctx: WorkflowContext) -> bool:
+        return bool(ctx.poll(task, every=5, until=lambda number: number >= 3, timeout=900) >= 3)
+
+    world.start(world.flow(main))
+    return {"w": (DONE, True)}
+
+
+def conditions(world: World) -> Outcomes:
+    plus, _ = arithmetic(world)
+
+    def main(ctx: WorkflowContext) -> list[int]:
+        done: list[int] = []
+
+        def branch(inner: WorkflowContext, x: int) -> None:
+            done.append(inner.step(plus, x))
+
+        for x in range(3):
+            ctx.spawn(branch, x)
+        ctx.wait_until(lambda: len(done) == 3, timeout=900)
+        return sorted(done)
+
+    world.start(world.flow(main))
+    return {"w": (DONE, [1, 2, 3])}
+
+
+def shielded(world: World) -> Outcomes:
+    plus, double = arithmetic(world)
+
+    def main(ctx: WorkflowContext) -> None:
+        def must_end(inner: WorkflowContext) -> None:
+            inner.sleep(5)
+            inner.step(double, inner.step(plus, 1))
+
+        ctx.shield(ctx.spawn(must_end))
+
+    world.start(world.flow(main))
+    world.at(3, world.cancel)
+    return {"w": (CANCELLED, "asked")}
+
+
+def children_left(world: World) -> Outcomes:
+    """A parent ends, with a child that goes on, one that is cancelled, and one that it waits for."""
+    plus, _ = arithmetic(world)
+
+    def child(ctx: WorkflowContext, seconds: float) -> Any:
+        ctx.sleep(seconds)
+        return ctx.step(plus, 1)
+
+    kid = world.flow(child)
+
+    def main(ctx: WorkflowContext) -> str:
+        ctx.options(parent_close="abandon").start(kid, 9)
+        ctx.options(parent_close="cancel").start(kid, 90)
+        ctx.options(parent_close="wait").start(kid, 4)
+        ctx.step(plus, 1)
+        return "ended"
+
+    world.start(world.flow(main))
+    return {
+        "w": (DONE, "ended"),
+        "w/1.1": (DONE, 2),
+        "w/1.2": (CANCELLED, "cancelled by its parent w"),
+        "w/1.3": (DONE, 2),
+    }
+
+
+def child_abandoned_by_a_cancel(world: World) -> Outcomes:
+    plus, _ = arithmetic(world)
+
+    def child(ctx: WorkflowContext) -> Any:
+        ctx.sleep(8)
+        return ctx.step(plus, 1)
+
+    kid = world.flow(child)
+
+    def main(ctx: WorkflowContext) -> None:
+        ctx.options(parent_close="abandon").start(kid)
+        ctx.wait_signal("never")
+
+    world.start(world.flow(main))
+    world.at(3, world.cancel)
+    return {"w": (CANCELLED, "asked"), "w/1.1": (DONE, 2)}
+
+
+VOCABULARY: tuple[Program, ...] = (
+    batch_of_branches,
+    batch_that_is_decided,
+    saga_that_fails,
+    saga_that_is_cancelled,
+    polled,
+    conditions,
+    shielded,
+    children_left,
+    child_abandoned_by_a_cancel,
+)
