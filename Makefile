@@ -2,8 +2,10 @@
 .PHONY: demo test lint bench simulate chaos soak audit lock clean
 
 PYTHON ?= python3
-# More words for pytest: make test TEST_ARGS="-k signal -x"
+# More words for pytest: make test TEST_ARGS="-k signal -x". Most tests wait for workers, so two files go side by side,
+# each with servers of its own.
 TEST_ARGS ?=
+TEST_JOBS ?= 2
 BENCH_ARGS ?=
 
 VENV := .venv
@@ -18,7 +20,7 @@ demo: $(DEMO_READY)
 
 # Starts its own Redis servers: redis-server or valkey-server on PATH, else the embedded Valkey.
 test: $(DEV_READY)
-	$(BIN)/python -m pytest $(TEST_ARGS)
+	$(BIN)/python -m pytest --numprocesses $(TEST_JOBS) --dist loadfile $(TEST_ARGS)
 
 lint: $(DEV_READY)
 	$(BIN)/ruff check .
