@@ -209,9 +209,9 @@ def test_step_gets_an_entry_and_its_first_resend(backend: Backend) -> None:
     entry = only(record(store).steps)
     assert (entry.number, entry.state, entry.attempt, entry.lost) == (1, StepState.PENDING, 0, 0)
     assert (entry.owner, entry.error, entry.due_at) == (None, None, None)
-    backend.advance(9.5)
+    backend.advance(6)
     assert step_messages(store) == []
-    backend.advance(0.5)
+    backend.advance(4)
     assert only(tuple(step_messages(store))).key == key(1)
 
 
@@ -220,10 +220,10 @@ def test_timer_fires_at_its_time_and_wakes_the_run(backend: Backend) -> None:
     store.start(new())
     taken = take(store)
     store.commit(taken.lease, [timer(1, taken.now + 30_000)], read=1, waiting="", hold=False)
-    backend.advance(29)
+    backend.advance(24)
     assert run_messages(store) == []
 
-    backend.advance(1)
+    backend.advance(6)
 
     assert run_messages(store) == ["w"]
     assert store.history("w")[-1].event == TimerFired(number=1)
@@ -287,10 +287,10 @@ def test_step_and_its_cancel_may_come_in_one_commit(store: Store) -> None:
 def test_deadline_fails_the_step_and_wakes_the_run(backend: Backend) -> None:
     store = backend.store
     begin(store, step(1, options={"timeout": 5}))
-    backend.advance(4.5)
+    backend.advance(1)
     assert store.sweep().counts.get("deadline", 0) == 0
 
-    backend.advance(0.5)
+    backend.advance(4)
 
     assert run_messages(store) == ["w"]
     failed = store.history("w")[-1].event
@@ -380,7 +380,7 @@ def test_closed_run_may_be_held_for_its_delivery(backend: Backend) -> None:
     answer = turn(store, end(), hold=True)
 
     assert answer.held
-    backend.advance(9.5)
+    backend.advance(6)
     assert run_messages(store) == []
 
 
