@@ -174,7 +174,6 @@ class MemoryStore(Tables):
                 return
             self._give_back(run)
             run.update(delivered=True)
-            self.agenda.pop(("run", lease.workflow_id, 0), None)
             self.agenda["retention", lease.workflow_id, 0] = self.clock() + milliseconds(self.timing.retention)
 
     # -- the life of a step ------------------------------------------------------------------------------------------
