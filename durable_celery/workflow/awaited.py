@@ -8,11 +8,11 @@ from functools import partial
 from typing import Any, Concatenate, ParamSpec, TypeVar, overload
 
 from durable_celery.workflow import verbs
-from durable_celery.workflow.batch import BatchResult, Tolerance, is_branch
+from durable_celery.workflow.batch import BatchResult, Tolerance
 from durable_celery.workflow.context import Context
 from durable_celery.workflow.handles import Handle, RaceResult
 from durable_celery.workflow.saga import AsyncSaga
-from durable_celery.workflow.tasks import TaskLike
+from durable_celery.workflow.tasks import TaskLike, is_function
 
 __all__ = ["AsyncWorkflowContext"]
 
@@ -112,7 +112,7 @@ class AsyncWorkflowContext(Context):
 
         See :meth:`WorkflowContext.map`.
         """
-        begin: Callable[[Any], Any] = partial(self.spawn if is_branch(task) else self.start, task)
+        begin: Callable[[Any], Any] = partial(self.spawn if is_function(task) else self.start, task)
         return await verbs.map_items(self._machine, begin, items, max_concurrency=max_concurrency, tolerate=tolerate)
 
     async def poll(

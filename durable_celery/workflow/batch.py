@@ -18,7 +18,7 @@ from durable_celery.errors import BatchFailedError, InvalidRequestError
 from durable_celery.workflow.handles import drop_all
 from durable_celery.workflow.machine import Machine
 
-__all__ = ["BatchItem", "BatchResult", "ItemStatus", "Tolerance", "is_branch", "items_of", "run_batch"]
+__all__ = ["BatchItem", "BatchResult", "ItemStatus", "Tolerance", "items_of", "run_batch"]
 
 R = TypeVar("R")
 T = TypeVar("T")
@@ -233,8 +233,3 @@ class _Batch(Generic[R]):
 
     def _unended(self, index: int) -> BatchItem[Any]:
         return BatchItem(index=index, status=ItemStatus.CANCELLED if index < self.begun else ItemStatus.SKIPPED)
-
-
-def is_branch(function: object) -> bool:
-    """Tell whether the first argument of a ``map`` is workflow code, and not a task or the name of one."""
-    return callable(function) and not isinstance(getattr(function, "name", None), str)

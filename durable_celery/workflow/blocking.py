@@ -8,11 +8,11 @@ from functools import partial
 from typing import Any, Concatenate, ParamSpec, TypeVar, overload
 
 from durable_celery.workflow import verbs
-from durable_celery.workflow.batch import BatchResult, Tolerance, is_branch
+from durable_celery.workflow.batch import BatchResult, Tolerance
 from durable_celery.workflow.context import Context
 from durable_celery.workflow.handles import Handle, RaceResult
 from durable_celery.workflow.saga import Saga
-from durable_celery.workflow.tasks import TaskLike
+from durable_celery.workflow.tasks import TaskLike, is_function
 
 __all__ = ["WorkflowContext"]
 
@@ -106,7 +106,7 @@ class WorkflowContext(Context):
         Raises:
             InvalidRequestError: an argument cannot be meant.
         """
-        begin: Callable[[Any], Any] = partial(self.spawn if is_branch(task) else self.start, task)
+        begin: Callable[[Any], Any] = partial(self.spawn if is_function(task) else self.start, task)
         return self._wait(
             verbs.map_items(self._machine, begin, items, max_concurrency=max_concurrency, tolerate=tolerate)
         )

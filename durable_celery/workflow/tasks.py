@@ -10,7 +10,7 @@ from typing import Any, Literal, ParamSpec, Protocol, Self, TypeVar
 from durable_celery.errors import InvalidRequestError, UnknownTaskError
 from durable_celery.policy import RetryPolicy, seconds
 
-__all__ = ["CallOptions", "ParentClose", "TaskLike", "check_arguments", "resolve"]
+__all__ = ["CallOptions", "ParentClose", "TaskLike", "check_arguments", "is_function", "resolve"]
 
 P = ParamSpec("P")
 R_co = TypeVar("R_co", covariant=True)
@@ -93,6 +93,11 @@ class CallOptions:
             raise InvalidRequestError(
                 f"a local step takes the options retry and name, not {', '.join(sorted(extra))}: it runs here and now"
             )
+
+
+def is_function(called: object) -> bool:
+    """Tell whether what is to be called is a plain function, and neither a task nor the name of one."""
+    return callable(called) and not isinstance(getattr(called, "name", None), str)
 
 
 def resolve(task: object) -> tuple[str, Literal["task", "workflow"]]:

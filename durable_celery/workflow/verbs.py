@@ -18,12 +18,12 @@ from typing import Any, TypeVar
 
 from durable_celery.errors import InvalidRequestError, WaitTimeoutError
 from durable_celery.policy import seconds, wait_after
-from durable_celery.workflow.batch import BatchResult, Tolerance, is_branch, items_of, run_batch
+from durable_celery.workflow.batch import BatchResult, Tolerance, items_of, run_batch
 from durable_celery.workflow.driver import run_awaitable
 from durable_celery.workflow.handles import Handle, RaceResult, drop_all
 from durable_celery.workflow.machine import Machine
 from durable_celery.workflow.story import EPOCH
-from durable_celery.workflow.tasks import CallOptions
+from durable_celery.workflow.tasks import CallOptions, is_function
 
 __all__ = [
     "branch",
@@ -251,7 +251,7 @@ async def poll(
     waiting: Handle[Any] | None = None
     try:
         while True:
-            if is_branch(check):
+            if is_function(check):
                 answer = await run(machine, options, check, args, {})
             else:
                 waiting = machine.start_step(check, args, {}, options)
