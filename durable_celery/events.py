@@ -162,6 +162,8 @@ class PatchMarked(Output):
     """Output: the code took the new side of ``patched(patch_id)``."""
 
     patch_id: str
+    #: Whether ``deprecate_patch`` left it: code that no longer has the call passes over it.
+    is_deprecated: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

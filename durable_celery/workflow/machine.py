@@ -242,12 +242,12 @@ class Machine:
         """Make something ready, now that all code waits, if a condition has become true; tell whether (loop)."""
         return self.conditions.meet()
 
-    def patched(self, patch_id: str) -> bool:
+    def patched(self, patch_id: str, *, is_deprecated: bool = False) -> bool:
         """Decide, once, whether the code takes the new side of a change."""
         self.check()
         if patch_id not in self._patches:
             try:
-                self._patches[patch_id] = self.journal.patch(patch_id, self.cause)
+                self._patches[patch_id] = self.journal.patch(patch_id, self.cause, is_deprecated=is_deprecated)
             except NonDeterminismError as mismatch:
                 self.stop(mismatch)
         return self._patches[patch_id]
