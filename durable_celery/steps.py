@@ -31,6 +31,7 @@ from durable_celery.errors import (
 )
 from durable_celery.policy import RetryPolicy, type_name
 from durable_celery.store.protocol import Claim, Refusal, StepKey
+from durable_celery.versions import versions_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Mapping
@@ -333,7 +334,7 @@ class _Attempt:
         limits = (*(self.request.timelimit or ()), task.time_limit, task.soft_time_limit)
         return (
             not any(limits)
-            and getattr(app.tasks.get(str(self.header.get("name"))), "is_durable", False)
+            and str(self.header.get("version", 1)) in map(str, versions_of(app, str(self.header.get("name"))))
             and str(self.header.get("queue")) in app.amqp.queues.consume_from
         )
 

@@ -41,7 +41,7 @@ from durable_celery.workflow.journal import Journal
 from durable_celery.workflow.loop import make_loop
 from durable_celery.workflow.signals import Signals
 from durable_celery.workflow.story import instant
-from durable_celery.workflow.tasks import CallOptions, ParentClose, check_arguments, resolve
+from durable_celery.workflow.tasks import CallOptions, ParentClose, check_arguments, options_of_call, resolve
 
 __all__ = ["Machine"]
 
@@ -175,7 +175,7 @@ class Machine:
             task=name,
             digest=self._digest(text, place),
             kind=kind,
-            options=options.to_json(),
+            options=options_of_call(task, options),
             payload=self._sealed(text, place),
         )
         if not self.journal.holds(command):

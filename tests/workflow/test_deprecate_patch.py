@@ -1,7 +1,7 @@
 """``ctx.deprecate_patch``: the old side of a change is gone, marks of it are not.
 
-Three releases of one change: ``patched``, ``deprecate_patch``, nothing. Runs go between neighbours in any order, as they
-do while a deploy lasts.
+Three releases of one change: ``patched``, ``deprecate_patch``, nothing. Runs go between neighbours in any order, as
+they do while a deploy lasts.
 """
 
 from __future__ import annotations
