@@ -264,9 +264,11 @@ class CeleryDispatcher:
         if (version := version_of(message.envelope)) > 1:
             header["version"] = version
         secret: dict[str, str] = {}
-        if self.codec.hides:
-            header["sealed"], secret = place.kind, shown((), {}, self.codec)
+        if self.codec.hides or self.codec.is_reference(payload):
+            header["sealed"] = place.kind
             producer = _Sealing(producer, payload or "")
+        if self.codec.hides:
+            secret = shown((), {}, self.codec)
         task = self.app.tasks.get(scheduled.task)
         # A durable task would start a run of its own here; its worker fails the step instead.
         send = self._by_name(scheduled.task)

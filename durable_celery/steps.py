@@ -244,7 +244,8 @@ class _Attempt:
         try:
             recorded = self.codec.decode(claim.override or claim.scheduled.payload, place)
         except CodecError as error:
-            _end_without_outcome(self.engine, claim, error, RetryPolicy().delay(claim.attempt, 0.0))
+            # Nothing was tried, so nothing has failed: it waits for a key or a blob, as a run does.
+            self.engine.postpone_step(claim, delay=RetryPolicy().delay(claim.attempt, 0.0), error=str(error))
             reason = f"step {key} is not executed here: its arguments cannot be opened"
             raise Ignore(reason) from error
         if recorded == [list(args), kwargs]:

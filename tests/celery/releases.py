@@ -1,3 +1,5 @@
+# Celery carries no types: to pyright a task is the function that it was made of.
+# pyright: reportFunctionMemberAccess=false
 """One workflow as three releases of a shop have it: RELEASE is `old` (version 1), `new` (version 2) or `both`.
 
 Each version's runs have a queue of their own. The worker imports this with ``-A tests.celery.releases``.
@@ -38,10 +40,8 @@ def checkout_v1(ctx: WorkflowContext, steps_queue: str) -> list[Any]:
 
 
 async def checkout_v2(ctx: AsyncWorkflowContext, steps_queue: str) -> list[Any]:
-    parts = [await ctx.run(whoami.run, "begun")]
-    parts.append(await ctx.wait_signal("go"))
-    for number in range(2):
-        parts.append(await ctx.options(queue=steps_queue).step(whoami, f"step {number}"))
+    parts = [await ctx.run(whoami.run, "begun"), await ctx.wait_signal("go")]
+    parts += [await ctx.options(queue=steps_queue).step(whoami, f"step {number}") for number in range(2)]
     return ["v2", *parts, await ctx.run(whoami.run, "ended")]
 
 

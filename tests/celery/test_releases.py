@@ -1,4 +1,4 @@
-"""Two releases on real workers: each version's runs stay with the workers that have its code, until they are drained."""
+"""Two releases on real workers: the runs of each version stay with the workers that have its code."""
 
 # Celery carries no types: to pyright a task is the function that it was made of.
 # pyright: reportFunctionMemberAccess=false
@@ -50,8 +50,7 @@ def deploy(shop_server: RedisServer, tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 def begun(*handles: Any) -> None:
     """Wait until runs wait for their signal."""
-    for handle in handles:
-        wait_until(lambda handle=handle: "signal go" in handle.describe().waiting, WAIT)
+    wait_until(lambda: all("signal go" in handle.describe().waiting for handle in handles), WAIT)
 
 
 def by(version: int, release: str, result: list[Any]) -> bool:
@@ -127,8 +126,7 @@ def test_children_go_to_the_workers_of_the_version_that_their_parent_named(deplo
     deploy("new", "releases-v2", STEPS)
     run = releases.parent.delay(STEPS)
     children = [releases.old.AsyncResult(f"{run.id}/1.{number}") for number in (1, 2)]
-    for child in children:
-        wait_until(lambda child=child: child.client.store.get(child.id), WAIT)
+    wait_until(lambda: all(child.client.store.get(child.id) for child in children), WAIT)
     begun(*children)
     for child in children:
         child.signal("go", "went")
