@@ -119,11 +119,16 @@ class Replayer:
             return self._binding.definition(history.name, history.version)
         except WorkflowCodeError as error:
             raise HistoryFileError(
-                f"{saved}: {_title(history)} is not registered in the app {self.app.main or 'default'!r}. "
+                f"{saved}: {self._title(history)} is not registered in the app {self.app.main or 'default'!r}. "
                 "If it belongs to another app, name that (the setting durable_app of pytest). If its module is not "
                 "imported, import it. If it was renamed, its open runs will be blocked: keep the old name. If it is "
                 "gone and no run of it is open, delete the file"
             ) from error
+
+    def _title(self, history: History) -> str:
+        """Say what is missing: one version of a workflow, or all of it."""
+        version = f"version {history.version} of " if versions_of(self.app, history.name) else ""
+        return f"{version}the workflow {history.name!r}"
 
     def replay(self, saved: SavedHistory, history: History) -> End:
         """Replay a history in all ways.
@@ -132,11 +137,6 @@ class Replayer:
             Mismatch: the code does not do what the history says.
         """
         return replay_all_ways(self.definition(saved, history), history, self._codec)
-
-
-def _title(history: History) -> str:
-    version = f"version {history.version} of " if history.version > 1 else ""
-    return f"{version}the workflow {history.name!r}"
 
 
 class OtherProcess:

@@ -80,12 +80,15 @@ def test_old_runs_end_on_the_old_worker_and_new_ones_on_the_new(deploy: Deploy) 
 
 
 @pytest.mark.timeout(180)
-def test_what_the_drained_worker_left_waits_and_ends_when_it_is_there_again(deploy: Deploy) -> None:
+@pytest.mark.parametrize("end", [CeleryWorker.stop, CeleryWorker.kill], ids=["drained", "killed"])
+def test_what_the_old_worker_left_waits_and_ends_when_it_is_there_again(
+    deploy: Deploy, end: Callable[[CeleryWorker], None]
+) -> None:
     worker = deploy("old", "releases-v1")
     deploy("new", "releases-v2", STEPS)
     left = releases.old.delay(STEPS)
     begun(left)
-    worker.stop()
+    end(worker)
 
     left.signal("go", "went")
     # New runs do not wait for it.

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,8 +17,9 @@ from celery._state import _on_app_finalizers
 from durable_celery import AsyncWorkflowContext, ConfigurationError, WorkflowContext, durable_task
 from durable_celery.app import binding_of
 from durable_celery.errors import WorkflowCodeError
-from durable_celery.events import RunStarted
+from durable_celery.events import RunStarted, history_to_json
 from durable_celery.testing import Environment
+from durable_celery.testing.histories import HistoryFileError, replay_histories
 
 NAME = "shop.checkout"
 
@@ -208,6 +210,35 @@ def test_a_child_keeps_the_version_that_its_parent_named_although_a_newer_one_is
         for number in (1, 2):
             binding_of(app).handle(f"{run.id}/1.{number}").signal("go", number)
         assert run.get() == ["one a 1", "two b 2"]
+
+
+def test_saved_histories_find_the_code_of_their_version(app: Celery, make: Any, tmp_path: Path) -> None:
+    with Environment(app) as env:
+        for run in (env.start(task, "a") for task in make()):
+            run.signal("go", 1)
+            run.get()
+            form = history_to_json(run.id, run.history())
+            (tmp_path / f"{started(run).version}.json").write_text(json.dumps(form))
+
+    assert len(replay_histories(app, tmp_path, seeds=())) == 2
+
+    newer = Celery("newer", set_as_current=False, broker="memory://")
+    durable_task(name=NAME, app=newer, version=2)(two)
+    with pytest.raises(
+        HistoryFileError, match=r"1\.json: version 1 of the workflow 'shop\.checkout' is not registered"
+    ):
+        replay_histories(newer, tmp_path, seeds=())
+    assert len(replay_histories(newer, tmp_path / "2.json", seeds=())) == 1
+
+
+def test_a_message_by_name_alone_starts_the_newest_version_on_its_own_queue(app: Celery, make: Any) -> None:
+    make(v2={"queue": "checkout-v2"})
+    with Environment(app) as env:
+        app.send_task(NAME, ("b",), task_id="order-1")
+        env.settle()
+        run = binding_of(app).handle("order-1")
+        assert started(run).version == 2
+        assert json.loads(run.describe().envelope)["queue"] == "checkout-v2"
 
 
 def started(handle: Any) -> RunStarted:

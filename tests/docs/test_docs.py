@@ -163,7 +163,10 @@ def test_concepts_has_every_verb(context: type) -> None:
     assert missing == []
 
 
-@pytest.mark.parametrize("document", ["README.md", "docs/quickstart.md", "docs/concepts.md", "docs/testing.md", "docs/changing.md", "docs/payloads.md"])
+@pytest.mark.parametrize(
+    "document",
+    ["README.md", "docs/quickstart.md", "docs/concepts.md", "docs/testing.md", "docs/changing.md", "docs/payloads.md"],
+)
 def test_links_lead_somewhere(document: str) -> None:
     path = ROOT / document
 
