@@ -7,6 +7,7 @@ Invariant: the versions of a name in one app share one mapping, ``task.versions`
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -45,6 +46,8 @@ class Recipe:
 
     def __init__(self, entry: Callable[..., Any], name: str | None, version: int, options: Mapping[str, Any]) -> None:
         self.entry, self.name, self.version, self.options = entry, name, version, options
+        #: The user's function.
+        self.workflow: Callable[..., Any] = options["workflow"].__func__
 
     def task_of(self, app: Celery) -> Any:
         """Return the task in an app, making it on first use.
@@ -63,11 +66,10 @@ class Recipe:
             ConfigurationError: another function is this version of the workflow already.
         """
         task = self.task_of(app)
-        place, other = _place(self.entry), _place(task.workflow) if getattr(task, "is_durable", False) else ""
-        if place != other and other:
+        if getattr(task, "is_durable", False) and _place(task.workflow) != _place(self.workflow):
             raise ConfigurationError(
-                f"{place} and {other} are both version {self.version} of the workflow {task.name!r}; give the newer "
-                "one a higher version"
+                f"{_words(self.workflow)} and {_words(task.workflow)} are both version {self.version} of the workflow "
+                f"{task.name!r}; give the newer one a higher version"
             )
         return task
 
@@ -75,6 +77,9 @@ class Recipe:
         make: Any = app.task
         with app._finalize_mutex:  # noqa: SLF001 - as shared_task does, for an app that is in use
             tasks, versions = app.tasks, dict(versions_of(app, name))
+            if self.version in versions:
+                # Another thread was faster.
+                return versions[self.version]
             # Celery keeps what stands under a name; the other versions step aside for a moment.
             before = tasks.pop(name, None) if versions else None
             try:
@@ -109,5 +114,11 @@ def register(recipe: Recipe, app: Celery | None) -> Any:
     return Proxy(lambda: recipe.task_of(current_app._get_current_object()))  # noqa: SLF001 - Celery's proxy
 
 
-def _place(function: Callable[..., Any]) -> str:
+def _place(function: Callable[..., Any]) -> tuple[str, str]:
+    """Return what is the same for a function that is loaded again, also under another name of its module."""
+    code = getattr(inspect.unwrap(function), "__code__", None)
+    return (function.__module__ if code is None else code.co_filename, function.__qualname__)
+
+
+def _words(function: Callable[..., Any]) -> str:
     return f"{function.__module__}.{function.__qualname__}"

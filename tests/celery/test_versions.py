@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ import pytest
 from celery import Celery
 from celery._state import _on_app_finalizers
 
-from durable_celery import AsyncWorkflowContext, ConfigurationError, WorkflowContext, durable_task
+from durable_celery import AsyncWorkflowContext, ConfigurationError, WorkflowContext, durable_task, versions
 from durable_celery.app import binding_of
 from durable_celery.errors import WorkflowCodeError
 from durable_celery.events import RunStarted, history_to_json
@@ -106,6 +107,47 @@ def test_a_module_that_is_loaded_again_finds_its_tasks(app: Celery, make: Any) -
     assert app.tasks[NAME].versions[1] is task
     assert app.tasks[NAME].version == 2
     assert first == again
+
+
+def test_a_file_that_is_loaded_under_two_names_has_one_workflow(app: Celery, tmp_path: Path) -> None:
+    path = tmp_path / "flows.py"
+    path.write_text("def flow(ctx): ...")
+    app.finalize()
+    tasks: list[Any] = []
+    for name in ("__main__", "flows"):
+        module: dict[str, Any] = {"__name__": name}
+        exec(compile(path.read_text(), path, "exec"), module)  # noqa: S102 - as Python imports it
+        tasks.append(durable_task(name=NAME, app=app)(module["flow"]))
+
+    assert tasks[0] == tasks[1]
+    assert len(app.tasks[NAME].versions) == 1
+
+
+def test_threads_that_meet_make_one_task(app: Celery, monkeypatch: pytest.MonkeyPatch) -> None:
+    app.finalize()
+    both, plain, tasks = threading.Barrier(2), versions.versions_of, list[Any]()
+    met = threading.local()
+
+    def look(where: Celery, name: str) -> Any:
+        found = plain(where, name)
+        if not hasattr(met, "once"):
+            met.once = True
+            both.wait(10)
+        return found
+
+    def make() -> None:
+        task: Any = durable_task(name=NAME, app=app)(one)
+        tasks.append(task._get_current_object())
+
+    monkeypatch.setattr(versions, "versions_of", look)
+    threads = [threading.Thread(target=make) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+    assert len(tasks) == 2
+    assert tasks[0] is tasks[1]
 
 
 def test_two_functions_cannot_be_one_version(app: Celery) -> None:
