@@ -116,7 +116,7 @@ def _replay(handle: Any, events: int) -> Iterator[Figure]:
         history = binding.store.history(handle.id, limit=events)
         reads.append((time.perf_counter() - began) * 1000)
         began = time.perf_counter()
-        replay(binding.definition(name), handle.id, history, binding.codec).evict()
+        replay(binding.definition(name, 1), handle.id, history, binding.codec).evict()
         replays.append((time.perf_counter() - began) * 1000)
     yield Figure(f"W3 read {len(history)} events, ms", reads)
     yield Figure(f"W3 cold replay of {len(history)} events, ms", replays)

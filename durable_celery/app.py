@@ -20,6 +20,7 @@ from durable_celery.errors import ConfigurationError, WorkflowCodeError
 from durable_celery.identity import process_name
 from durable_celery.settings import Settings
 from durable_celery.store.protocol import Timing
+from durable_celery.versions import versions_of
 
 if TYPE_CHECKING:
     from collections.abc import Generator
@@ -65,17 +66,24 @@ class Binding:
         #: Whether this process belongs to a worker that was started with ``-E``.
         self.sends_events = False
 
-    def definition(self, name: str) -> Definition:
-        """Return the code of a workflow.
+    def definition(self, name: str, version: int) -> Definition:
+        """Return the code of a version of a workflow.
 
         Raises:
-            WorkflowCodeError: no durable task of this name is registered here.
+            WorkflowCodeError: it is not registered here.
         """
-        task = self.app.tasks.get(name)
-        if task is None or not getattr(task, "is_durable", False):
+        versions = versions_of(self.app, name)
+        if not versions:
             msg = f"the workflow {name!r} is not registered in this process; import its module in the worker"
             raise WorkflowCodeError(msg)
-        definition: Definition = task.definition
+        if version not in versions:
+            known = ", ".join(map(str, sorted(versions)))
+            msg = (
+                f"version {version} of the workflow {name!r} is not registered in this process, only {known}; keep the "
+                "code of a version until its last run has ended, or start a worker that has it"
+            )
+            raise WorkflowCodeError(msg)
+        definition: Definition = versions[version].definition
         return definition
 
     def handle(self, workflow_id: str) -> WorkflowHandle[Any]:

@@ -32,7 +32,18 @@ if TYPE_CHECKING:
     from durable_celery.codec import Codec
     from durable_celery.store.protocol import StepMessage
 
-__all__ = ["ETA", "HEADER", "CeleryDispatcher", "envelope", "envelope_of_request", "header_of", "shown", "took"]
+__all__ = [
+    "ETA",
+    "HEADER",
+    "VERSION",
+    "CeleryDispatcher",
+    "envelope",
+    "envelope_of_request",
+    "header_of",
+    "shown",
+    "took",
+    "version_of",
+]
 
 _log = logging.getLogger(__name__)
 
@@ -42,11 +53,14 @@ HEADER = "durable"
 _BODY_PARTS = 3
 #: Name of the message header that keeps the ``eta`` of a start by a producer that does not know this library.
 ETA = "durable_eta"
+#: Name of the entry of an envelope that has the version of the run's code; without it, the first.
+VERSION = "durable_version"
 #: The options of ``apply_async`` that belong to a run for all its life.
 ENVELOPE = frozenset({
     "queue", "exchange", "routing_key", "priority", "serializer", "compression", "delivery_mode", "ignore_result",
     "link", "link_error", "chain", "chord", "group_id", "group_index", "root_id", "parent_id", "reply_to", "shadow",
     "time_limit", "soft_time_limit", "stamped_headers", "replaced_task_nesting", "headers", "argsrepr", "kwargsrepr",
+    VERSION,
 })  # fmt: skip
 
 
@@ -60,6 +74,12 @@ def envelope(options: Mapping[str, Any]) -> str:
     }
     text: str = kombu_json.dumps({**kept, **stamps})
     return text
+
+
+def version_of(envelope_text: str) -> int:
+    """Return the version of the code of a run, from its envelope."""
+    version: int = kombu_json.loads(envelope_text).get(VERSION, 1)
+    return version
 
 
 def envelope_of_request(request: Context) -> dict[str, Any]:
@@ -165,7 +185,7 @@ class CeleryDispatcher:
         """See :meth:`Dispatcher.child_envelope`."""
         options = dict(message.scheduled.options or {})
         options |= self._kinship(message)
-        options["shadow"] = options.pop("label", None)
+        options["shadow"], options[VERSION] = options.pop("label", None), options.pop("version", None)
         args, kwargs = (), {}
         if not self.codec.hides:
             args, kwargs = self.codec.decode(message.scheduled.payload, _place(message)) or ((), {})
@@ -186,6 +206,7 @@ class CeleryDispatcher:
 
     def _publish_run(self, message: RunMessage, producer: Any) -> None:
         options = kombu_json.loads(message.envelope)
+        options.pop(VERSION, None)
         if not message.first:
             # Only the first message shows the arguments; it is the one that monitors take them from.
             options |= {"argsrepr": "()", "kwargsrepr": "{}"}
@@ -240,10 +261,14 @@ class CeleryDispatcher:
             "name": message.workflow,
             "queue": self.queue_of(message.workflow, message.envelope),
         }
+        if (version := version_of(message.envelope)) > 1:
+            header["version"] = version
         secret: dict[str, str] = {}
-        if self.codec.hides:
-            header["sealed"], secret = place.kind, shown((), {}, self.codec)
+        if self.codec.hides or self.codec.is_reference(payload):
+            header["sealed"] = place.kind
             producer = _Sealing(producer, payload or "")
+        if self.codec.hides:
+            secret = shown((), {}, self.codec)
         task = self.app.tasks.get(scheduled.task)
         # A durable task would start a run of its own here; its worker fails the step instead.
         send = self._by_name(scheduled.task)

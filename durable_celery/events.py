@@ -73,6 +73,8 @@ class RunStarted(Event):
     expires_at: int | None = None
     #: Step key of the parent's step that waits for this run, or None.
     parent: str | None = None
+    #: Version of the code that the run stays on.
+    version: int = 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -130,7 +132,8 @@ class StepScheduled(Output):
     #: Digest of the arguments, see ``codec.digest``.
     digest: str
     kind: Literal["task", "workflow"] = "task"
-    #: Options of the call: ``queue``, ``priority``, ``timeout`` (seconds), ``retry`` (RetryPolicy), ``label``.
+    #: Options of the call: ``queue``, ``priority``, ``timeout`` (seconds), ``retry`` (RetryPolicy), ``label``; of
+    #: a child run also its ``version``.
     options: Mapping[str, Any] | None = None
 
 
@@ -162,6 +165,8 @@ class PatchMarked(Output):
     """Output: the code took the new side of ``patched(patch_id)``."""
 
     patch_id: str
+    #: Whether ``deprecate_patch`` left it: code that no longer has the call passes over it.
+    is_deprecated: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

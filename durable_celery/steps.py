@@ -31,6 +31,7 @@ from durable_celery.errors import (
 )
 from durable_celery.policy import RetryPolicy, type_name
 from durable_celery.store.protocol import Claim, Refusal, StepKey
+from durable_celery.versions import versions_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Mapping
@@ -243,7 +244,8 @@ class _Attempt:
         try:
             recorded = self.codec.decode(claim.override or claim.scheduled.payload, place)
         except CodecError as error:
-            _end_without_outcome(self.engine, claim, error, RetryPolicy().delay(claim.attempt, 0.0))
+            # Nothing was tried, so nothing has failed: it waits for a key or a blob, as a run does.
+            self.engine.postpone_step(claim, delay=RetryPolicy().delay(claim.attempt, 0.0), error=str(error))
             reason = f"step {key} is not executed here: its arguments cannot be opened"
             raise Ignore(reason) from error
         if recorded == [list(args), kwargs]:
@@ -333,7 +335,7 @@ class _Attempt:
         limits = (*(self.request.timelimit or ()), task.time_limit, task.soft_time_limit)
         return (
             not any(limits)
-            and getattr(app.tasks.get(str(self.header.get("name"))), "is_durable", False)
+            and str(self.header.get("version", 1)) in map(str, versions_of(app, str(self.header.get("name"))))
             and str(self.header.get("queue")) in app.amqp.queues.consume_from
         )
 

@@ -14,14 +14,14 @@ import logging
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, TypeVar, overload
 
-from celery import Task, current_app, shared_task, signals, states
+from celery import Task, current_app, signals, states
 from celery.exceptions import Ignore, TaskPredicate
 from celery.utils import uuid
 
 from durable_celery.app import EAGER, binding_of
 from durable_celery.client import WorkflowHandle
 from durable_celery.codec import HIDDEN, HiddenFailure, Place, check_id, place_of, rebuild
-from durable_celery.dispatch import ETA, envelope, envelope_of_request, header_of, shown, took
+from durable_celery.dispatch import ETA, VERSION, envelope, envelope_of_request, header_of, shown, took
 from durable_celery.engine.starting import start_run
 from durable_celery.errors import (
     CodecError,
@@ -37,6 +37,7 @@ from durable_celery.policy import type_name
 from durable_celery.rows import close_rows
 from durable_celery.steps import fail_unfit
 from durable_celery.store.protocol import NewRun
+from durable_celery.versions import Recipe, check_version, register
 from durable_celery.waits import RunWaits
 from durable_celery.workflow import AsyncWorkflowContext, Definition, WorkflowContext
 
@@ -77,6 +78,12 @@ class DurableTask(Task, Generic[P, R_co]):
     Strategy = "durable_celery.request:strategy"
     #: The user's function; set by the decorator.
     workflow: Callable[..., Any]
+    #: Which version of the workflow it is.
+    version: int = 1
+    #: All versions that the app has under the name, this one among them; the newest receives the messages of all.
+    versions: Mapping[int, DurableTask[..., Any]]
+    #: Queue of the runs that this version starts, from their start to their end; None: as Celery's routes say.
+    run_queue: str | None = None
 
     if TYPE_CHECKING:
         # Celery has no types of its own; this is never None here.
@@ -87,8 +94,8 @@ class DurableTask(Task, Generic[P, R_co]):
 
     @functools.cached_property
     def definition(self) -> Definition:
-        """The workflow's name and code."""
-        return Definition(name=self.name, function=inspect.unwrap(type(self).workflow))
+        """The workflow's name, code and version."""
+        return Definition(name=self.name, function=inspect.unwrap(type(self).workflow), version=self.version)
 
     @property
     def _own_app(self) -> Celery:
@@ -153,8 +160,8 @@ class DurableTask(Task, Generic[P, R_co]):
     ) -> dict[str, Any]:
         """Return the options that a start's envelope is made of: the task's, then the caller's."""
         app = self._own_app
-        own = {**self._get_exec_options(), "ignore_result": self.ignore_result}
-        given = {**own, **shown(args, kwargs, self.binding.codec), **options}
+        own = {**self._get_exec_options(), "ignore_result": self.ignore_result, **self._own_queue()}
+        given = {**own, **shown(args, kwargs, self.binding.codec), **options, **self._mark()}
         given["shadow"] = given["shadow"] or self.shadow_name(args, kwargs, given)
         if caller is not None:
             # As Celery does: what a task starts is its child. Set now, because later messages come from other places.
@@ -167,6 +174,13 @@ class DurableTask(Task, Generic[P, R_co]):
             # What every publisher of this app would choose need not be kept with each run.
             del given["serializer"]
         return given
+
+    def _own_queue(self) -> dict[str, str]:
+        return {"queue": self.run_queue} if self.run_queue else {}
+
+    def _mark(self) -> dict[str, int]:
+        """Return what the envelope of a run of this version has; the first version has nothing."""
+        return {VERSION: self.version} if self.version > 1 else {}
 
     def apply(self, *_: Any, **__: Any) -> Any:
         """Refuse to run here and now, which a workflow cannot."""
@@ -257,6 +271,10 @@ class DurableTask(Task, Generic[P, R_co]):
             self.__header__(*args, **kwargs)
         options = envelope_of_request(self.request)
         self._refuse_callbacks(options)
+        if self.run_queue:
+            # Wherever the message was put: on the version's own queue are the workers that have it.
+            options |= {**self._own_queue(), "exchange": None, "routing_key": None}
+        options |= self._mark()
         if self.binding.codec.hides:
             # The message has shown them already; the log need not.
             options |= shown(args, kwargs, self.binding.codec)
@@ -275,7 +293,15 @@ class DurableTask(Task, Generic[P, R_co]):
         codec, place = self.binding.codec, Place(workflow_id, "start")
         text = codec.dumps([list(args), dict(kwargs)], f"the arguments of workflow {self.name}")
         payload = codec.seal(text, place)
-        new = NewRun(workflow_id=workflow_id, name=self.name, payload=payload, digest="", envelope=options, **waits)
+        new = NewRun(
+            workflow_id=workflow_id,
+            name=self.name,
+            version=self.version,
+            payload=payload,
+            digest="",
+            envelope=options,
+            **waits,
+        )
         return start_run(self.binding.store, new, codec.digests(text, place))
 
     def _refuse_callbacks(self, options: Mapping[str, Any]) -> None:
@@ -349,18 +375,38 @@ def durable_task(function: Callable[Concatenate[WorkflowContext, P], R], /) -> D
 @overload
 def durable_task(function: Callable[Concatenate[AsyncWorkflowContext, P], Awaitable[R]], /) -> DurableTask[P, R]: ...
 @overload
-def durable_task(*, name: str | None = None, app: Celery | None = None, **options: Any) -> _Decorator: ...
+def durable_task(
+    *, name: str | None = None, app: Celery | None = None, version: int = 1, queue: str | None = None, **options: Any
+) -> _Decorator: ...
 
 
 def durable_task(
-    function: Callable[..., Any] | None = None, /, *, name: str | None = None, app: Celery | None = None, **options: Any
+    function: Callable[..., Any] | None = None,
+    /,
+    *,
+    name: str | None = None,
+    app: Celery | None = None,
+    version: int = 1,
+    queue: str | None = None,
+    **options: Any,
 ) -> Any:
     """Make a function the workflow of a Celery task.
 
     The function's first parameter is the workflow's context. Like ``shared_task``, it belongs to every app of the
-    process, or only to ``app`` if that is given. Other options are those of ``app.task`` (``queue``, ``priority``,
-    ``ignore_result``, ``serializer``, ...).
+    process, or only to ``app`` if that is given.
+
+    Args:
+        function: the workflow.
+        name: its name; several versions of a workflow have the same.
+        app: the only app that gets it.
+        version: which version of the workflow it is, from 1. A run stays on the version that it was started with.
+        queue: where the messages of its runs go, from start to end, whatever the queue is in later releases.
+        options: those of ``app.task`` (``priority``, ``ignore_result``, ``serializer``, ...).
+
+    Raises:
+        ConfigurationError: the version cannot be one, or another function is this version already.
     """
+    options |= {"version": check_version(version), "run_queue": queue}
     if function is None:
         return functools.partial(_decorate, name=name, app=app, options=options)
     return _decorate(function, name=name, app=app, options=options)
@@ -397,11 +443,9 @@ def _decorate(
     del entry.__wrapped__  # type: ignore[attr-defined] # update_wrapper sets it; Celery would read the signature there
     own = inspect.Parameter("self", inspect.Parameter.POSITIONAL_OR_KEYWORD)
     entry.__signature__ = signature.replace(parameters=[own, *parameters[1:]])  # type: ignore[attr-defined]
-    # An app's own decorator shares its tasks with the other apps of the process, unless told not to.
-    maker: Any = functools.partial(app.task, shared=False) if app is not None else shared_task
     given: dict[str, Any] = {"base": DurableTask, **options, "bind": True, "workflow": staticmethod(function)}
     given["after_return"] = _noting(given["base"].after_return)
-    task: DurableTask[..., Any] = maker(**given, **({"name": name} if name else {}))(entry)
+    task: DurableTask[..., Any] = register(Recipe(entry, name, options["version"], given), app)
     return task
 
 

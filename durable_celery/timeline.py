@@ -147,6 +147,8 @@ class _Teller:
 
     def _conditions(self, event: RunStarted, item: Recorded) -> str:
         words = []
+        if event.version > 1:
+            words.append(f"version {event.version}")
         if event.start_at is not None:
             words.append(f"begins after {duration((event.start_at - item.at) / 1000)}")
         if event.expires_at is not None:

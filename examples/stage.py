@@ -59,17 +59,18 @@ class Stage:
             self.server.stop()
         shutil.rmtree(self.folder, ignore_errors=True)
 
-    def start_worker(self, name: str = "A", **env: str) -> Worker:
-        """Start `celery -A <module> worker` and wait until it is ready."""
-        worker = self.launch_worker(name, **env)
+    def start_worker(self, name: str = "A", *, queues: str = "", **env: str) -> Worker:
+        """Start `celery -A <module> worker`, for certain queues if they are given, and wait until it is ready."""
+        worker = self.launch_worker(name, queues=queues, **env)
         wait_until(lambda: worker.is_ready or not worker.is_running, lambda: f"worker {name}:\n{worker.log}")
         if not worker.is_running:
             raise SystemExit(f"worker {name} ended while it was started:\n{worker.log}")
         return worker
 
-    def launch_worker(self, name: str = "A", **env: str) -> Worker:
+    def launch_worker(self, name: str = "A", *, queues: str = "", **env: str) -> Worker:
         """Start `celery -A <module> worker` and do not wait."""
-        worker = Worker(self.module, name, self.folder / f"worker-{name}.log", env)
+        words = ["--queues", queues] if queues else []
+        worker = Worker(self.module, name, self.folder / f"worker-{name}.log", env, words)
         self.workers.append(worker)
         return worker
 
@@ -83,10 +84,10 @@ class Stage:
 class Worker:
     """A Celery worker in a process group of its own, so that a signal reaches its pool processes too."""
 
-    def __init__(self, module: str, name: str, log: Path, env: dict[str, str]) -> None:
+    def __init__(self, module: str, name: str, log: Path, env: dict[str, str], more: list[str]) -> None:
         self.name = name
         self._log = log
-        words = ["worker", "--hostname", f"{name}@%h", "--concurrency", "2", "--loglevel", "INFO"]
+        words = ["worker", "--hostname", f"{name}@%h", "--concurrency", "2", "--loglevel", "INFO", *more]
         quick = ["--without-mingle", "--without-gossip"]  # no other worker has to be asked for anything
         with log.open("wb") as output:
             self._process = subprocess.Popen(

@@ -11,6 +11,7 @@ import click
 from durable_celery.cli.console import client_of, command, show_json, show_lines
 from durable_celery.cli.tables import children, run_story, run_table
 from durable_celery.codec import Codec, place_of
+from durable_celery.dispatch import version_of
 from durable_celery.events import CancelRequested, history_to_json
 from durable_celery.store.protocol import RunStatus
 from durable_celery.timeline import timeline
@@ -125,7 +126,7 @@ def cancel(ctx: click.Context, workflow_id: str, reason: str, *, as_json: bool) 
 def _record_form(run: RunRecord) -> dict[str, Any]:
     """Return a run for programs; the envelope is Celery's business."""
     form = asdict(run)
-    del form["envelope"]
+    form["version"] = version_of(form.pop("envelope"))
     return form
 
 

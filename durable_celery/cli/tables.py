@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from durable_celery.codec import place_of, summary
+from durable_celery.dispatch import version_of
 from durable_celery.events import (
     CommandCancelled,
     RunCompleted,
@@ -43,9 +44,15 @@ _COLOURS = {
 
 def run_table(page: RunPage) -> list[str]:
     """Return a page of runs as an aligned table, with the way to the next page."""
-    rows = [(run.workflow_id, run.name, _status(run), _age(run), _waiting(run)) for run in page.runs]
+    rows = [(run.workflow_id, _title(run), _status(run), _age(run), _waiting(run)) for run in page.runs]
     lines = _table(("ID", "WORKFLOW", "STATUS", "AGE", "WAITING FOR"), rows)
     return [*lines, *(["", f"more: add --cursor {page.cursor}"] if page.cursor else [])]
+
+
+def _title(run: RunRecord) -> str:
+    """Return a workflow's name, with the version of its code where that is not the first."""
+    version = version_of(run.envelope)
+    return run.name if version == 1 else f"{run.name} v{version}"
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
@@ -109,6 +116,8 @@ def _facts(run: RunRecord, history: Sequence[Recorded], codec: Codec) -> Iterato
     if isinstance(first, RunStarted):
         words = call(run.name, first.payload, codec, place=place_of(first, run.workflow_id, run.run))
     yield "workflow", words
+    if isinstance(first, RunStarted) and first.version > 1:
+        yield "version", str(first.version)
     yield "status", _status(run)
     yield "started", f"{instant(run.created_at):%Y-%m-%d %H:%M:%S} UTC, {_ago(run.created_at)} ago"
     if run.closed_at is not None:

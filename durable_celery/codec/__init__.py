@@ -5,17 +5,19 @@ tuples come back as lists; dataclasses and pydantic models are written as plain 
 exception is rebuilt only from a class that the process has already imported.
 
 On top of that stands the chain of ``durable_codec``: each payload and each failure passes through it on its way
-into the log, and back. :class:`AesGcm` encrypts, :class:`Deflate` compresses, :class:`PayloadCodec` is the port for
-more.
+into the log, and back. :class:`AesGcm` encrypts, :class:`Deflate` compresses, :class:`Offload` stores large ones
+elsewhere, :class:`PayloadCodec` is the port for more.
 
 Invariant: every value that workflow code sees has been through the codec once, so a replayed value equals a live one.
 """
 
+from durable_celery.codec.blobs import FileBlobs, RedisBlobs
 from durable_celery.codec.chain import chain_of
 from durable_celery.codec.compression import Deflate
 from durable_celery.codec.crypto import AesGcm
 from durable_celery.codec.failures import HiddenFailure, failure_of, failure_text, rebuild
 from durable_celery.codec.ids import check_id, check_name
+from durable_celery.codec.offload import Blobs, Offload
 from durable_celery.codec.places import Place, place_of
 from durable_celery.codec.ports import KeyedDigest, PayloadCodec
 from durable_celery.codec.values import HIDDEN, Codec, digest, summary
@@ -23,12 +25,16 @@ from durable_celery.codec.values import HIDDEN, Codec, digest, summary
 __all__ = [
     "HIDDEN",
     "AesGcm",
+    "Blobs",
     "Codec",
     "Deflate",
+    "FileBlobs",
     "HiddenFailure",
     "KeyedDigest",
+    "Offload",
     "PayloadCodec",
     "Place",
+    "RedisBlobs",
     "chain_of",
     "check_id",
     "check_name",

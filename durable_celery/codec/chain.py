@@ -6,6 +6,7 @@ import importlib
 import re
 from typing import Any
 
+from durable_celery.codec.offload import Offload
 from durable_celery.codec.ports import KeyedDigest, PayloadCodec
 from durable_celery.errors import ConfigurationError
 
@@ -22,13 +23,18 @@ def chain_of(setting: object) -> tuple[PayloadCodec, ...]:
     function at that path is called for it.
 
     Raises:
-        ConfigurationError: one is no codec, cannot be imported, or two have one name.
+        ConfigurationError: one is no codec, cannot be imported, two have one name, or one comes after ``Offload``.
     """
     given = setting if isinstance(setting, list | tuple) else [] if setting is None else [setting]
     chain = tuple(_codec(item) for item in given)
     names = [codec.name for codec in chain]
     if len(set(names)) < len(names):
         raise ConfigurationError(f"durable_codec: two codecs have one name ({', '.join(names)})")
+    if any(isinstance(codec, Offload) for codec in chain[:-1]):
+        raise ConfigurationError(
+            "durable_codec: Offload is the last of a chain; a codec that comes after it would not touch what is stored "
+            f"outside ({', '.join(names)})"
+        )
     return chain
 
 

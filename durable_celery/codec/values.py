@@ -17,6 +17,7 @@ from typing import Any
 
 from kombu.utils import json as kombu_json
 
+from durable_celery.codec.offload import Offload
 from durable_celery.codec.places import Place
 from durable_celery.codec.ports import KeyedDigest, PayloadCodec
 from durable_celery.errors import CodecError, PayloadError
@@ -61,6 +62,7 @@ class Codec:
         self.is_strict = self.hides and not accepts_plain
         self._by_name = {codec.name: codec for codec in self.chain}
         self._hiding = {codec.name for codec in self.chain if codec.hides}
+        self._outside = {codec.name for codec in self.chain if isinstance(codec, Offload)}
         self._keyed = next((codec for codec in self.chain if isinstance(codec, KeyedDigest)), None)
 
     def encode(self, value: object, what: str, place: Place = _NOWHERE) -> str:
@@ -101,7 +103,7 @@ class Codec:
         if len(text) > self.limit:
             raise PayloadError(
                 f"{what} has {len(text)} characters, the limit is {self.limit} (durable_payload_limit). "
-                "Pass a reference"
+                "Pass a reference, or raise the limit and store large payloads elsewhere (durable_celery.codec.Offload)"
             )
         return text
 
@@ -147,6 +149,10 @@ class Codec:
             except Exception as error:
                 raise CodecError(place, f"codec {name} cannot open it: {_first(error)}") from error
         return data.decode("utf-8", "surrogatepass")
+
+    def is_reference(self, text: str | None) -> bool:
+        """Tell whether a payload's data stand elsewhere, so that its text is short and worth passing on as it is."""
+        return bool(text and is_sealed(text)) and not self._outside.isdisjoint(_names(text or ""))
 
     def reseal(self, text: str, old: Place, new: Place) -> str:
         """Return the stored form that a payload has at another place.
@@ -212,11 +218,16 @@ def is_sealed(text: str) -> bool:
 def _parts(text: str, place: Place) -> tuple[list[str], bytes]:
     if not is_sealed(text):
         return [], b""
-    names, _, data = text[1:].partition(_MARK)
+    data = text[1:].partition(_MARK)[2]
     try:
-        return names.split("."), base64.b64decode(data, validate=True)
+        return _names(text), base64.b64decode(data, validate=True)
     except binascii.Error as error:
         raise CodecError(place, "it is no base64") from error
+
+
+def _names(text: str) -> list[str]:
+    """Return the codecs that a sealed text went through, in the order in which they encoded."""
+    return text[1:].partition(_MARK)[0].split(".")
 
 
 def _first(error: Exception) -> object:

@@ -98,6 +98,7 @@ class Family:
         new = NewRun(
             workflow_id=str(key),
             name=scheduled.task,
+            version=(scheduled.options or {}).get("version", 1),
             payload=self.codec.seal(text, place),
             digest="",
             envelope=self.dispatcher.child_envelope(message),

@@ -28,10 +28,10 @@ class Dispatcher(Protocol):
 class Workflows(Protocol):
     """Finds the code of a workflow."""
 
-    def __call__(self, name: str) -> Definition:
-        """Return the definition of a durable task.
+    def __call__(self, name: str, version: int, /) -> Definition:
+        """Return the definition of a version of a durable task.
 
         Raises:
-            WorkflowCodeError: this process does not know it.
+            WorkflowCodeError: this process does not have it.
         """
         ...

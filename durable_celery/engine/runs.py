@@ -27,7 +27,7 @@ from durable_celery.errors import (
     WorkflowCodeError,
     WorkflowNotFoundError,
 )
-from durable_celery.events import RunCancelled, RunCompleted, RunFailed
+from durable_celery.events import RunCancelled, RunCompleted, RunFailed, RunStarted
 from durable_celery.store.protocol import Refusal, RunMessage, StepMessage, Turn
 from durable_celery.workflow import Execution
 
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 
     from durable_celery.engine.ports import Dispatcher, Workflows
     from durable_celery.store.protocol import Lease, RunRecord, Store
+    from durable_celery.workflow import Definition
 
 __all__ = ["Runs"]
 
@@ -165,7 +166,15 @@ class Runs:
             execution.evict()
             execution = None
         run = turn.run
-        return execution or Execution(self.workflows(run.name), run.workflow_id, run=run.run, codec=self.codec)
+        return execution or Execution(self._definition(turn), run.workflow_id, run=run.run, codec=self.codec)
+
+    def _definition(self, turn: Turn) -> Definition:
+        """Return the code that a run stays on: of the version that its first event names."""
+        run, page = turn.run, turn.events
+        if not page or page[0].seq > 1:
+            page = tuple(self.patience.persist(lambda: self.store.history(run.workflow_id, after=0, limit=1)))
+        version = next((item.event.version for item in page[:1] if isinstance(item.event, RunStarted)), 1)
+        return self.workflows(run.name, version)
 
     def _drive_to_rest(self, turn: Turn, execution: Execution, *, deliver: bool) -> TurnDriver:
         """Feed, commit and publish until nothing is new or the run has ended."""

@@ -85,7 +85,12 @@ class MemoryStore(Tables):
             self._append(
                 run,
                 RunStarted(
-                    payload=new.payload, name=new.name, start_at=start_at, expires_at=expires_at, parent=new.parent
+                    payload=new.payload,
+                    name=new.name,
+                    start_at=start_at,
+                    expires_at=expires_at,
+                    parent=new.parent,
+                    version=new.version,
                 ),
             )
             if start_at is not None:

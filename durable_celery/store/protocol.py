@@ -152,6 +152,8 @@ class NewRun:
     workflow_id: str
     #: Name of the durable task.
     name: str
+    #: Version of its code. A second start may have another: the run stays on the one that it was started with.
+    version: int = 1
     #: The encoded ``[args, kwargs]``.
     payload: str
     #: Digest of the payload: a second start must have the same.

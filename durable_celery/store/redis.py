@@ -158,7 +158,7 @@ class RedisStore:
 
     def start(self, new: NewRun) -> Started:
         """See :meth:`Store.start`."""
-        header = encode(RunStarted(name=new.name, parent=new.parent))
+        header = encode(RunStarted(name=new.name, parent=new.parent, version=new.version))
         expires = "" if new.expires is None else milliseconds(new.expires)
         created, answer = self._verb(
             "start",

@@ -28,6 +28,7 @@ from durable_celery.store.memory import MemoryStore
 from durable_celery.testing.replays import COLD, End, History, Mismatch, replay_all_ways
 from durable_celery.testing.saved import HistoryFileError, SavedHistory
 from durable_celery.testing.wrong_clock import WrongClock
+from durable_celery.versions import versions_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -115,14 +116,19 @@ class Replayer:
             HistoryFileError: the app does not have it.
         """
         try:
-            return self._binding.definition(history.name)
+            return self._binding.definition(history.name, history.version)
         except WorkflowCodeError as error:
             raise HistoryFileError(
-                f"{saved}: the workflow {history.name!r} is not registered in the app {self.app.main or 'default'!r}. "
+                f"{saved}: {self._title(history)} is not registered in the app {self.app.main or 'default'!r}. "
                 "If it belongs to another app, name that (the setting durable_app of pytest). If its module is not "
                 "imported, import it. If it was renamed, its open runs will be blocked: keep the old name. If it is "
                 "gone and no run of it is open, delete the file"
             ) from error
+
+    def _title(self, history: History) -> str:
+        """Say what is missing: one version of a workflow, or all of it."""
+        version = f"version {history.version} of " if versions_of(self.app, history.name) else ""
+        return f"{version}the workflow {history.name!r}"
 
     def replay(self, saved: SavedHistory, history: History) -> End:
         """Replay a history in all ways.
@@ -230,7 +236,7 @@ def _load_first(places: Sequence[str]) -> Celery:
 def _answer(replayer: Replayer, clock: WrongClock, request: dict[str, Any]) -> dict[str, Any]:
     saved = SavedHistory(path=Path(request["path"]), line=request["line"])
     history = replayer.read(saved)
-    if history.name not in replayer.app.tasks:
+    if history.version not in versions_of(replayer.app, history.name):
         importlib.import_module(request["module"])
     try:
         end = replayer.replay(saved, history)

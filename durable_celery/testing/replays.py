@@ -50,6 +50,8 @@ class History:
     workflow_id: str
     #: Name of the workflow.
     name: str
+    #: Version of its code.
+    version: int = 1
     #: From the first event, without gaps.
     events: Sequence[Recorded]
 

@@ -56,7 +56,7 @@ class SavedHistory:
         self._check(workflow_id, history)
         started = history[0].event
         assert isinstance(started, RunStarted)  # noqa: S101 - as was checked
-        return History(workflow_id=workflow_id, name=started.name, events=history)
+        return History(workflow_id=workflow_id, name=started.name, version=started.version, events=history)
 
     def check_payloads(self, history: History, codec: Codec) -> None:
         """Find out whether the codec reads all of them.

@@ -42,9 +42,9 @@ class OpenStore(Store, Protocol):
 class Task:
     """A function of the test that looks like a Celery task, or like a durable task."""
 
-    def __init__(self, name: str, function: Callable[..., Any], *, is_durable: bool = False) -> None:
+    def __init__(self, name: str, function: Callable[..., Any], *, is_durable: bool = False, version: int = 1) -> None:
         """Give a function the name under which histories and messages know it."""
-        self.name, self.function, self.is_durable = name, function, is_durable
+        self.name, self.function, self.is_durable, self.version = name, function, is_durable, version
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Call the function."""

@@ -111,10 +111,10 @@ class System:
         """Tell whether a name is that of a durable task."""
         return bool(getattr(self.binding.app.tasks.get(name), "is_durable", False))
 
-    def definition(self, name: str) -> Definition:
+    def definition(self, name: str, version: int) -> Definition:
         """Return the code of a workflow, or what stands in its place."""
         if name not in self.calls.scripts:
-            return Binding.definition(self.binding, name)
+            return Binding.definition(self.binding, name, version)
 
         def overridden(ctx: WorkflowContext, /, *args: Any, **kwargs: Any) -> Any:
             return ctx.options(name=f"in the place of {name}").run(self._stand_in(name), *args, **kwargs)
@@ -296,9 +296,9 @@ class LocalBinding(Binding):
         plain["engine"] = engine
         self.client = LocalClient(**plain, system=self.system)
 
-    def definition(self, name: str) -> Definition:
+    def definition(self, name: str, version: int) -> Definition:
         """See :meth:`System.definition`."""
-        return self.system.definition(name)
+        return self.system.definition(name, version)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -347,7 +347,7 @@ class _CheckedEngine(Engine):
             run = turn.run
             try:
                 replay(
-                    self.workflows(run.name), run.workflow_id, self._system.history(run.workflow_id), self.codec
+                    driver.execution.definition, run.workflow_id, self._system.history(run.workflow_id), self.codec
                 ).evict()
             except NonDeterminismError as error:
                 self._system.errors.append(error)

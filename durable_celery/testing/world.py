@@ -172,6 +172,7 @@ class World:
         self.store: OpenStore = make_store(timing or Timing(), self.clock)
         self.cache_size, self.lost_attempts, self.patience, self.go_on = cache_size, lost_attempts, patience, go_on
         self.tasks: dict[str, Task] = {}
+        self.flows: dict[tuple[str, int], Task] = {}
         self.broker: deque[Message] = deque()
         #: How often each step's function was entered, by its key.
         self.executions: Counter[str] = Counter()
@@ -196,23 +197,27 @@ class World:
         """Register a function as a Celery task."""
         return self._register(Task(name or function.__name__, function))
 
-    def flow(self, function: Callable[..., Any], name: str | None = None) -> Task:
-        """Register a function as a durable task; again under the same name, it is a new deploy."""
-        return self._register(Task(name or function.__name__, function, is_durable=True))
+    def flow(self, function: Callable[..., Any], name: str | None = None, *, version: int = 1) -> Task:
+        """Register a function as a durable task; again under the same name and version, it is a new deploy."""
+        task = Task(name or function.__name__, function, is_durable=True, version=version)
+        self.flows[task.name, version] = task
+        return self._register(task)
 
     def _register(self, task: Task) -> Task:
         self.tasks[task.name] = task
         return task
 
-    def definition(self, name: str) -> Definition:
-        """Return the code of a durable task.
+    def definition(self, name: str, version: int = 1) -> Definition:
+        """Return the code of a version of a durable task.
 
         Raises:
             WorkflowCodeError: it is not registered.
         """
         if name not in self.tasks:
             raise WorkflowCodeError(f"{name} is not registered")
-        return Definition(name=name, function=self.tasks[name].function)
+        if (name, version) not in self.flows:
+            raise WorkflowCodeError(f"version {version} of {name} is not registered")
+        return Definition(name=name, function=self.flows[name, version].function, version=version)
 
     # -- what clients do ---------------------------------------------------------------------------------------------
 
@@ -221,7 +226,7 @@ class World:
         place = Place(id, "start")
         text = self.codec.dumps([list(args), {}], "arguments")
         payload = self.codec.seal(text, place)
-        new = NewRun(workflow_id=id, name=flow.name, payload=payload, digest="", **waits)
+        new = NewRun(workflow_id=id, name=flow.name, version=flow.version, payload=payload, digest="", **waits)
         started = self._insist(lambda: start_run(self.client, new, self.codec.digests(text, place)))
         self.acknowledged.append(id)
         self._publish(started.message)

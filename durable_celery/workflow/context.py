@@ -126,6 +126,14 @@ class Context:
         """Tell whether the code takes the new side of a change: true unless the history is from before it."""
         return self._machine.patched(change_id)
 
+    def deprecate_patch(self, change_id: str) -> None:
+        """Stand where ``patched(change_id)`` stood, in code that has only the new side left.
+
+        Deploy it when no open run is on the old side: such a run would be blocked. The call may go when no open run has
+        the mark that ``patched`` left; the marks that this call leaves stop nobody.
+        """
+        self._machine.patched(change_id, is_deprecated=True)
+
     @property
     def logger(self) -> WorkflowLogger:
         """A logger that is silent on replay; its records carry ``workflow_id``."""

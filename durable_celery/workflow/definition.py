@@ -1,4 +1,4 @@
-"""What a workflow is: a name and a function. The name is what histories hold; the function may change under it."""
+"""What a workflow is: a name, a version and a function. Histories hold name and version; the function may change."""
 
 from __future__ import annotations
 
@@ -18,6 +18,8 @@ class Definition:
     name: str
     #: The user's ``def`` or ``async def`` function; its first argument is the context.
     function: Callable[..., Any]
+    #: Which of the functions that are registered under the name side by side.
+    version: int = 1
 
     @property
     def is_async(self) -> bool:

@@ -40,6 +40,8 @@ class Journal:
         self._trail: deque[Line] = deque(maxlen=_BEFORE)
         #: Where the code took the old side of a change: the input's seq, and the number that the mark would have had.
         self.old_sides: list[tuple[int, int]] = []
+        # Deprecated marks that were passed over: the code may ask for them, and need not.
+        self._passed: set[str] = set()
 
     def issued(self, event: Event) -> bool:
         """Tell whether an event records a command that this execution has issued already."""
@@ -60,6 +62,7 @@ class Journal:
                 self._causes[event.cause] += 1
             else:
                 self._confirm(event, recorded.seq)
+        self._pass_marks()
 
     def _confirm(self, record: Output, seq: int) -> None:
         issued = self._pending.pop(record.number, None) or self._unconfirmed.pop(record.number, None)
@@ -84,6 +87,7 @@ class Journal:
             del self._records[number]
             self._causes[record.cause] -= 1
         self._trail.append(Line(number=number, history=record, code=command))
+        self._pass_marks()
         return record or command
 
     def holds(self, command: Output) -> bool:
@@ -111,18 +115,29 @@ class Journal:
         self._check(command, record)
         return record
 
-    def patch(self, patch_id: str, cause: int) -> bool:
+    def patch(self, patch_id: str, cause: int, *, is_deprecated: bool = False) -> bool:
         """Decide whether the code takes the new side of a change; its mark is issued if so.
 
-        A history that goes on without the mark was written by code from before the change.
+        A history that goes on without the mark was written by code from before the change, or by code that no longer
+        asks. A deprecated mark tells those that still ask, and binds nobody.
         """
+        if patch_id in self._passed:
+            return True
         record = self._records.get(self.next)
         marked = isinstance(record, PatchMarked) and record.patch_id == patch_id
         if self._records and not marked:
             self.old_sides.append((cause, self.next))
             return False
-        self.issue(PatchMarked(number=self.next, cause=cause, patch_id=patch_id))
+        self.issue(PatchMarked(number=self.next, cause=cause, patch_id=patch_id, is_deprecated=is_deprecated))
         return True
+
+    def _pass_marks(self) -> None:
+        """Step over deprecated marks that come next, so that code which no longer has the call replays."""
+        while isinstance(mark := self._records.get(self.next), PatchMarked) and mark.is_deprecated:
+            del self._records[self.next]
+            self._causes[mark.cause] -= 1
+            self._passed.add(mark.patch_id)
+            self.next += 1
 
     def settle(self, seq: int) -> None:
         """Check, after the code came to rest on input ``seq``, that it issued all that history says it caused.

@@ -41,7 +41,7 @@ from durable_celery.workflow.journal import Journal
 from durable_celery.workflow.loop import make_loop
 from durable_celery.workflow.signals import Signals
 from durable_celery.workflow.story import instant
-from durable_celery.workflow.tasks import CallOptions, ParentClose, check_arguments, resolve
+from durable_celery.workflow.tasks import CallOptions, ParentClose, check_arguments, options_of_call, resolve
 
 __all__ = ["Machine"]
 
@@ -175,7 +175,7 @@ class Machine:
             task=name,
             digest=self._digest(text, place),
             kind=kind,
-            options=options.to_json(),
+            options=options_of_call(task, options),
             payload=self._sealed(text, place),
         )
         if not self.journal.holds(command):
@@ -242,12 +242,12 @@ class Machine:
         """Make something ready, now that all code waits, if a condition has become true; tell whether (loop)."""
         return self.conditions.meet()
 
-    def patched(self, patch_id: str) -> bool:
+    def patched(self, patch_id: str, *, is_deprecated: bool = False) -> bool:
         """Decide, once, whether the code takes the new side of a change."""
         self.check()
         if patch_id not in self._patches:
             try:
-                self._patches[patch_id] = self.journal.patch(patch_id, self.cause)
+                self._patches[patch_id] = self.journal.patch(patch_id, self.cause, is_deprecated=is_deprecated)
             except NonDeterminismError as mismatch:
                 self.stop(mismatch)
         return self._patches[patch_id]

@@ -10,7 +10,7 @@ from typing import Any, Literal, ParamSpec, Protocol, Self, TypeVar
 from durable_celery.errors import InvalidRequestError, UnknownTaskError
 from durable_celery.policy import RetryPolicy, seconds
 
-__all__ = ["CallOptions", "ParentClose", "TaskLike", "check_arguments", "is_function", "resolve"]
+__all__ = ["CallOptions", "ParentClose", "TaskLike", "check_arguments", "is_function", "options_of_call", "resolve"]
 
 P = ParamSpec("P")
 R_co = TypeVar("R_co", covariant=True)
@@ -115,6 +115,20 @@ def resolve(task: object) -> tuple[str, Literal["task", "workflow"]]:
             f"{what} is no Celery task: decorate it with @app.task to run it as a step, or use ctx.run to run it here"
         )
     return name, "workflow" if getattr(task, "is_durable", False) else "task"
+
+
+def options_of_call(task: object, options: CallOptions) -> dict[str, Any] | None:
+    """Return what is recorded as the options of a step.
+
+    With a child run go its version, and the queue of that version: the process that starts it may not know them.
+    """
+    form = options.to_json() or {}
+    if getattr(task, "is_durable", False):
+        if (version := getattr(task, "version", 1)) > 1:
+            form["version"] = version
+        if queue := getattr(task, "run_queue", None):
+            form.setdefault("queue", queue)
+    return form or None
 
 
 def check_arguments(task: object, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:

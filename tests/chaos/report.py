@@ -85,7 +85,7 @@ def gather(field: Field, programs: Sequence[Outcome]) -> Evidence:
     return Evidence(
         operations=read_operations(field.operations),
         state=snapshot(field.store),
-        code=binding_of(field.app).definition,
+        code=lambda name: binding_of(field.app).definition(name, 1),
         results={program.workflow_id: value_of(program.tree) for program in programs},
         cancelled=frozenset(program.workflow_id for program in programs if program.is_cancelled),
         steps={program.workflow_id: steps_of(program.tree) for program in programs},

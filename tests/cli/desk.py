@@ -47,3 +47,8 @@ def family(ctx: WorkflowContext) -> Any:
 def upgraded(ctx: WorkflowContext) -> None:
     ctx.step(note, "new" if os.environ.get("DESK_CODE") == "2" else "old")
     ctx.wait_signal("decision")
+
+
+@durable_task(app=app, name="desk.versioned", version=3)
+def versioned(ctx: WorkflowContext, text: str) -> None:
+    ctx.wait_signal(text)

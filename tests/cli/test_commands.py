@@ -33,6 +33,17 @@ def test_list_shows_the_newest_first_with_what_each_waits_for(desk: Desk, waitin
     assert re.search(rf"^{waiting} +desk\.approval +running +\d+ s +signal decision$", "\n".join(lines), re.MULTILINE)
 
 
+def test_a_version_that_is_not_the_first_is_shown(desk: Desk, waiting: str) -> None:
+    run = desk.start("versioned", "go", workflow_id="versioned-1", until="signal go")
+
+    assert re.search(rf"^{run} +desk\.versioned v3 +running ", desk.text("list"), re.MULTILINE)
+    assert re.search(r"^  version    3$", desk.text("show", run), re.MULTILINE)
+    assert "desk.versioned('go'), version 3" in desk.text("history", run)
+    assert desk.json("show", run)["version"] == 3
+    assert desk.json("show", waiting)["version"] == 1
+    assert "version" not in desk.text("show", waiting)
+
+
 def test_list_filters_and_turns_pages(desk: Desk, waiting: str, retrying: str) -> None:
     by_name = desk.json("list", "--name", "desk.mail")
     assert [run["workflow_id"] for run in by_name["runs"]] == [retrying]

@@ -121,6 +121,14 @@ def test_quickstart_can_be_followed(reader: Reader) -> None:
     assert "celery -A shop durable history order-o-2" in reader.typed
 
 
+@pytest.mark.parametrize("document", ["changing.md", "payloads.md"])
+def test_pages_about_code_can_be_followed(reader: Reader, document: str) -> None:
+    text = (ROOT / "docs" / document).read_text()
+    assert "# -> " in text
+
+    reader.follow(text)
+
+
 def test_concepts_has_every_setting_with_its_default_and_meaning() -> None:
     assert settings_table() in CONCEPTS.read_text(), f"docs/concepts.md should have:\n{settings_table()}"
 
@@ -155,7 +163,10 @@ def test_concepts_has_every_verb(context: type) -> None:
     assert missing == []
 
 
-@pytest.mark.parametrize("document", ["README.md", "docs/quickstart.md", "docs/concepts.md", "docs/testing.md"])
+@pytest.mark.parametrize(
+    "document",
+    ["README.md", "docs/quickstart.md", "docs/concepts.md", "docs/testing.md", "docs/changing.md", "docs/payloads.md"],
+)
 def test_links_lead_somewhere(document: str) -> None:
     path = ROOT / document
 

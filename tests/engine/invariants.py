@@ -132,8 +132,11 @@ def replays(world: World) -> Iterator[str]:
         record = world.record(name)
         if record.name not in world.tasks or record.status is RunStatus.BLOCKED:
             continue
+        history = world.history(name)
+        started = history[0].event
+        assert isinstance(started, RunStarted)
         try:
-            execution = replay(world.definition(record.name), name, world.history(name), world.codec)
+            execution = replay(world.definition(record.name, started.version), name, history, world.codec)
         except NonDeterminismError as error:
             yield f"I8: {error}"
             continue

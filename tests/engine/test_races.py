@@ -675,6 +675,43 @@ def test_run_whose_code_is_missing_is_blocked_and_goes_on_by_itself() -> None:
     check_at_rest(world)
 
 
+def test_run_whose_version_is_missing_is_blocked_and_goes_on_beside_newer_code() -> None:
+    world = World()
+    old = one_step(world)
+    world.flow(lambda ctx: ctx.sleep(99), old.name, version=2)
+    del world.flows[old.name, 1]
+    world.run(until=lambda: world.clock.now > world.record().created_at + 100_000)
+
+    record = world.record()
+    assert record.status is RunStatus.BLOCKED
+    assert "version 1 of adder is not registered" in record.reason
+    # It is tried again more and more rarely, and does not spin.
+    assert record.token < 15
+    world.flow(old.function, old.name)
+    world.run()
+
+    assert world.outcome() == (RunStatus.COMPLETED, 2)
+    check_at_rest(world)
+
+
+def test_run_that_moves_to_a_process_with_newer_code_stays_on_its_version() -> None:
+    world = World(cache_size=0)
+    plus = world.task(lambda x: x + 1, "plus")
+
+    def old(ctx: WorkflowContext) -> Any:
+        return ctx.step(plus, ctx.wait_signal("go"))
+
+    flow = world.flow(old, "price")
+    world.start(flow)
+    world.run(until=lambda: world.record().waiting != "")
+    world.flow(lambda ctx: ctx.step(plus, 100), "price", version=2)
+    world.signal("go", 1)
+    world.run()
+
+    assert world.outcome() == (RunStatus.COMPLETED, 2)
+    check_at_rest(world)
+
+
 def test_run_whose_code_was_changed_is_blocked_and_repeats_no_step_after_the_mend() -> None:
     world = World(cache_size=0)
     plus = world.task(lambda x: x + 1, "plus")
@@ -705,7 +742,7 @@ def test_run_whose_code_was_changed_is_blocked_and_repeats_no_step_after_the_men
 def test_unforeseen_error_in_a_turn_parks_the_run_visibly() -> None:
     world = World()
 
-    def definition(name: str) -> Any:
+    def definition(name: str, version: int) -> Any:
         raise RuntimeError("the registry is broken")
 
     one_step(world)

@@ -166,6 +166,28 @@ def child_abandoned_by_a_cancel(world: World) -> Outcomes:
     return {"w": (CANCELLED, "asked"), "w/1.1": (DONE, 2)}
 
 
+def versions(world: World) -> Outcomes:
+    """Runs and children of two versions side by side, some with a mark of a change that needs none any more."""
+    plus, double = arithmetic(world)
+
+    def old(ctx: WorkflowContext, x: int) -> Any:
+        return ctx.step(plus, ctx.step(plus, x))
+
+    async def new(ctx: AsyncWorkflowContext, x: int) -> Any:
+        ctx.deprecate_patch("doubled")
+        return await ctx.step(double, await ctx.step(plus, x))
+
+    first, second = world.flow(old, "price"), world.flow(new, "price", version=2)
+
+    def main(ctx: WorkflowContext) -> list[Any]:
+        return ctx.gather(ctx.start(first, 1), ctx.start(second, 1))
+
+    world.start(world.flow(main))
+    world.start(second, 4, id="new")
+    world.start(first, 4, id="old")
+    return {"w": (DONE, [3, 4]), "new": (DONE, 10), "old": (DONE, 6)}
+
+
 VOCABULARY: tuple[Program, ...] = (
     batch_of_branches,
     batch_that_is_decided,
@@ -176,4 +198,5 @@ VOCABULARY: tuple[Program, ...] = (
     shielded,
     children_left,
     child_abandoned_by_a_cancel,
+    versions,
 )

@@ -117,6 +117,10 @@ def test_upgrade_that_swaps_steps_is_caught_and_goes_on_after_the_fixed_deploy()
         "did not end within 0.5 s; it is blocked: NonDeterminismError: ",
         "the old order goes on:    ['shelf-old', 'pay-old', 'parcel-old']",
         "a new order, the new way: ['pay-new', 'shelf-new', 'parcel-new']",
+        "release 3 is version 2 of the workflow, on workers of its own; an order is on its way",
+        "a new order:              ['pay-first', 'shelf-first', 'parcel-first', 'by version 2']",
+        "the last order of before: ['pay-last', 'shelf-last', 'parcel-last']",
+        "the worker of version 1 had nothing left to do, and is gone",
     )
     # The table has both sides next to each other.
     assert any(

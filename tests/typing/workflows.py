@@ -53,6 +53,12 @@ async def with_options(ctx: AsyncWorkflowContext, count: int) -> float:
     return count / 2
 
 
+@durable_task(name="named", version=2, queue="named-v2")
+def second_version(ctx: WorkflowContext, count: int) -> float:
+    ctx.deprecate_patch("half")
+    return count / 2
+
+
 @durable_task
 def parent(ctx: WorkflowContext) -> None:
     assert_type(ctx.step(checkout, "o-1", amount=2), list[str])
@@ -81,4 +87,7 @@ def start() -> None:
     checkout.delay(1)  # type: ignore[arg-type]
     checkout.delay("o-1", colour="red")  # type: ignore[call-arg]
     with_options.delay("3")  # type: ignore[arg-type]
+    assert_type(second_version.delay(3).get(), float)
+    durable_task(version="2")  # type: ignore[call-overload]
+    second_version.delay("3")  # type: ignore[arg-type]
     nothing.delay("too much")  # type: ignore[call-arg]

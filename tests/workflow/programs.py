@@ -47,6 +47,7 @@ LEAVES = (
     "run",
     "run_fails",
     "patched",
+    "deprecate_patch",
     "chance",
     "race_signal",
     "gather",
@@ -134,6 +135,10 @@ class Interpreter:
     def do_patched(self, value: int) -> Calls:
         if self.ctx.patched(f"change-{value % 3}"):
             yield from self.do_step(value)
+
+    def do_deprecate_patch(self, value: int) -> Calls:
+        self.ctx.deprecate_patch(f"change-{value % 3}")
+        yield from self.do_step(value)
 
     def do_chance(self, _: int) -> Calls:
         self.trace += [self.ctx.random.random(), str(self.ctx.uuid4())]

@@ -12,7 +12,7 @@ from tests.store.moves import begin, close, kinds, new, only, record, run_messag
 
 
 def test_start_writes_the_record_and_the_first_event(store: Store) -> None:
-    answer = store.start(new(parent="up/1.3", envelope='{"queue":"q"}'))
+    answer = store.start(new(parent="up/1.3", envelope='{"queue":"q"}', version=3))
 
     assert answer.created
     run = record(store)
@@ -28,7 +28,7 @@ def test_start_writes_the_record_and_the_first_event(store: Store) -> None:
     first = only(tuple(store.history("w")))
     assert first.seq == 1
     assert first.at == run.created_at
-    assert first.event == RunStarted(payload='[["o-1"],{}]', name="shop.checkout", parent="up/1.3")
+    assert first.event == RunStarted(payload='[["o-1"],{}]', name="shop.checkout", parent="up/1.3", version=3)
 
 
 def test_start_gives_the_message_to_publish(store: Store) -> None:
@@ -58,6 +58,15 @@ def test_second_start_with_the_same_arguments_finds_the_run(store: Store) -> Non
 
     assert not answer.created
     assert kinds(store) == ["RunStarted"]
+
+
+def test_second_start_by_newer_code_finds_the_run_on_its_version(store: Store) -> None:
+    store.start(new(version=1))
+
+    answer = store.start(new(version=2))
+
+    assert not answer.created
+    assert only(tuple(store.history("w"))).event == RunStarted(payload='[["o-1"],{}]', name="shop.checkout")
 
 
 def test_second_start_gives_the_message_again_until_a_turn_was_committed(store: Store) -> None:
