@@ -7,8 +7,8 @@ in a turn, its execution is thrown away and its lease is given back.
 from __future__ import annotations
 
 import logging
+import os
 from typing import TYPE_CHECKING
-from uuid import uuid4
 
 from durable_celery.codec import HIDDEN, Codec, Place
 from durable_celery.engine.cache import ExecutionCache
@@ -249,4 +249,4 @@ class Runs:
             execution.evict()
 
     def _owner(self) -> str:
-        return f"{self.process()}#{uuid4().hex[:12]}"
+        return f"{self.process()}#{os.urandom(6).hex()}"

@@ -12,11 +12,13 @@ from typing import Any
 
 import greenlet
 
-from durable_celery.store.protocol import StepMessage
+from durable_celery.store.protocol import StepMessage, Timing
 from durable_celery.testing.watch import Call, Crash
 from durable_celery.testing.world import TICK, Message, Process, World, mortal
 
 _TICK = round(TICK * 1000)
+#: A little less (ms) than a process lives without being renewed.
+_LIFE = round(Timing().owner_ttl * 1000) - 1
 #: Longest time (ms) that passes at once: a run that waits for years need not make the simulation wait.
 _LONGEST_WAIT = 600_000
 
@@ -173,15 +175,19 @@ class System(World):
 
     def _wait_until(self, instant: int) -> None:
         names = [worker.name for worker in self.processes if _renews(worker)]
+        step = _TICK
         while self.clock.now < instant:
-            self.clock.now += min(_TICK, instant - self.clock.now)
+            self.clock.now += min(step, instant - self.clock.now)
             self.store.renew(names)
+            # Who was alive at the first beat is so at all that follow, as long as they come within a life.
+            step = _LIFE
 
     def revive(self) -> None:
-        for worker in self.processes:
-            if not worker.is_alive:
-                worker.go_on()
-        super().revive()
+        dead = [worker for worker in self.processes if not worker.is_alive]
+        for worker in dead:
+            worker.go_on()
+        if dead:
+            super().revive()
 
 
 def _renews(worker: Worker) -> bool:
