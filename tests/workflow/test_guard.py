@@ -101,7 +101,7 @@ def test_the_error_is_an_ordinary_exception_in_the_code() -> None:
 def test_a_failure_is_recorded_whose_line_cannot_be_parsed() -> None:
     def code(ctx: WorkflowContext) -> None:
         # To mark what failed in this line, traceback parses it as an expression; for the error the parser opens a file.
-        if ctx: raise KeyError("x")  # fmt: skip # noqa: E701
+        for key in "x": raise KeyError(key)  # fmt: skip # noqa: E701
 
     assert isinstance(Run(code).start().outputs[-1], RunFailed)
 
