@@ -58,6 +58,12 @@ def lose(chaos: Chaos) -> None:
         chaos.did("broker loses", _words(chaos.world.broker.popleft()))
 
 
+def refuse(chaos: Chaos) -> None:
+    """Let the broker be away for the next attempts to publish."""
+    chaos.world.refusals = 1 + chaos.chance.moves.below(5)
+    chaos.did("broker is away", f"for {chaos.world.refusals} attempts")
+
+
 def duplicate(chaos: Chaos) -> None:
     if chaos.world.broker:
         message = chaos.chance.moves.pick(list(chaos.world.broker))
@@ -190,12 +196,15 @@ MOVES: tuple[Move, ...] = (
     *[aim] * 6,
     *[outlive] * 6,
     *[lose, duplicate, jump, hurry] * 3,
-    *[kill, delay] * 2,
+    *[kill, delay, refuse] * 2,
     *[die_inside] * 3,
     *[bury, start_again, forge],
 )
 #: What goes wrong, once each.
-TROUBLE = (reorder, pause, fault, aim, lose, duplicate, jump, hurry, kill, delay, die_inside, bury, start_again, forge)
+TROUBLE = (
+    *[reorder, pause, fault, aim, lose, duplicate, jump, hurry],
+    *[kill, delay, refuse, die_inside, bury, start_again, forge],
+)
 #: Verbs at which a fault is aimed: those oftener that are called in fewer histories.
 AIMED_AT = (
     *["finish", "postpone"] * 4,

@@ -6,13 +6,14 @@ and others take over: when it goes on it is a zombie. A *slow* one has a main pr
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
 import greenlet
 
 from durable_celery.store.protocol import StepMessage, Timing
+from durable_celery.testing.surroundings import Publisher
 from durable_celery.testing.watch import Call, Crash
 from durable_celery.testing.world import TICK, Message, Process, World, mortal
 
@@ -27,6 +28,22 @@ class AskAgain(BaseException):
     """What ``self.retry(args=...)`` raises in a Celery task: try again later, with other arguments."""
 
 
+class Moody(Publisher):
+    """A dispatcher whose broker is away now and then."""
+
+    def __init__(self, world: System) -> None:
+        super().__init__(world.broker)
+        self._world = world
+
+    def publish(self, messages: Sequence[Message]) -> int:
+        world = self._world
+        if not world.refusals:
+            return super().publish(messages)
+        world.refusals -= 1
+        # It went away when it had taken the first half.
+        return super().publish(messages[: len(messages) // 2])
+
+
 class Slot(greenlet.greenlet):
     """What a worker does now, if it may be left in the middle."""
 
@@ -39,6 +56,10 @@ class Worker(Process):
     standing: Slot | None = None
     #: Whether nobody renews it while it stands still.
     is_frozen = False
+
+    def __init__(self, world: System, name: str) -> None:
+        super().__init__(world, name)
+        self.engine.dispatcher = Moody(world)
 
     @property
     def is_free(self) -> bool:
@@ -112,6 +133,8 @@ class System(World):
         self.delayed: list[Message] = []
         #: Called by user code and by deliveries; it may end the process.
         self.mishap: Callable[[], object] = lambda: None
+        #: To how many of the next attempts to publish the broker is away.
+        self.refusals = 0
         self._beats = 0
         super().__init__(**settings)
 
@@ -133,6 +156,7 @@ class System(World):
         """Let nothing go wrong any more: messages arrive, and whoever stands still goes on."""
         self.watch.hooks.clear()
         self.may_pause = False
+        self.refusals = 0
         self.broker.extend(self.delayed)
         self.delayed.clear()
         for worker in self.standing():
