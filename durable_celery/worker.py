@@ -45,6 +45,8 @@ if TYPE_CHECKING:
 __all__ = ["DurableStep", "Heart"]
 
 _log = logging.getLogger(__name__)
+#: Seconds until the next try to publish to a broker that is away.
+_BROKER_AWAY = 1.0
 
 
 class DurableStep(bootsteps.StartStopStep):
@@ -126,6 +128,9 @@ class Heart:
     def sweep(self) -> float:
         """Settle what is due and return the seconds until the next look."""
         sweep = self.engine.sweep()
+        if self.engine.unsent:
+            # The broker is away: what else is due could not be told either, and would only be counted as sent.
+            return _BROKER_AWAY
         if sweep.more:
             return 0.0
         return self.interval if sweep.next_in is None else min(self.interval, sweep.next_in)

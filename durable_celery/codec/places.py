@@ -7,7 +7,7 @@ of its run, does not open. A place holds what is known both to who writes and to
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from durable_celery.events import (
     CancelRequested,
@@ -41,8 +41,7 @@ _KINDS: dict[type[Event], str] = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Place:
+class Place(NamedTuple):
     """One place of one run."""
 
     workflow_id: str

@@ -39,6 +39,12 @@ class _Encoder(kombu_json.JSONEncoder):
         return super().default(o)  # type: ignore[no-untyped-call] # kombu has no types
 
 
+# Made once: for a small payload it takes longer to make one than to use it.
+_ENCODER = _Encoder(separators=(",", ":"))
+_DECODER = json.JSONDecoder(object_hook=kombu_json.object_hook)
+_CANONICAL = json.JSONEncoder(sort_keys=True, separators=(",", ":"))
+
+
 class Codec:
     """Turn values into the text of the log and back."""
 
@@ -84,7 +90,7 @@ class Codec:
             return None
         plain = self.open(text, place)
         try:
-            return kombu_json.loads(plain)
+            return _DECODER.decode(plain)
         except ValueError as error:
             raise CodecError(place, "it is no JSON") from error
 
@@ -95,7 +101,7 @@ class Codec:
             PayloadError: as for :meth:`encode`.
         """
         try:
-            text: str = kombu_json.dumps(value, cls=_Encoder, separators=(",", ":"))
+            text = _ENCODER.encode(value)
         except (TypeError, ValueError, RecursionError) as error:
             raise PayloadError(
                 f"{what} cannot be recorded: {error}. Use JSON types, datetime, Decimal, UUID, bytes or dataclasses"
@@ -236,8 +242,9 @@ def _first(error: Exception) -> object:
 
 
 def _canonical(text: str) -> bytes:
-    """Return a form of a JSON text that does not depend on the order of keys."""
-    return json.dumps(json.loads(text), sort_keys=True, separators=(",", ":")).encode()
+    """Return a form of a text of :meth:`Codec.dumps` that does not depend on the order of keys."""
+    # Where no object has a key there is nothing to sort, and the text has this form already.
+    return (_CANONICAL.encode(json.loads(text)) if '{"' in text else text).encode()
 
 
 def digest(payload: str | None) -> str:

@@ -15,14 +15,14 @@ from durable_celery.engine.runs import Runs
 from durable_celery.errors import CodecError, PayloadError, StepLostError
 from durable_celery.events import StepCompleted, StepFailed
 from durable_celery.policy import RetryPolicy, wait_after
-from durable_celery.store.protocol import Claim, Refusal, Refused, StepKey, Sweep
+from durable_celery.store.protocol import Claim, Refusal, Refused, RunMessage, StepKey, Sweep
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from durable_celery.engine.patience import Patience
     from durable_celery.engine.ports import Dispatcher, Workflows
-    from durable_celery.store.protocol import Store
+    from durable_celery.store.protocol import StepMessage, Store
 
 __all__ = ["Engine"]
 
@@ -31,6 +31,8 @@ _AWAY = "the store was away"
 #: With more open steps than these, a result only wakes the run: the turn that follows takes in many results at once,
 #: instead of one turn for each. Its message may have to queue behind the steps, which is what makes them many.
 _CROWD = 10
+#: How many messages that the broker did not take are kept for the next sweep.
+_KEPT = 1000
 
 
 class Engine(Runs):
@@ -70,6 +72,8 @@ class Engine(Runs):
             patience=patience,
         )
         self.lost_attempts = lost_attempts
+        #: What the broker did not take of the last sweep; the next one publishes it first.
+        self.unsent: list[RunMessage | StepMessage] = []
 
     # -- steps -------------------------------------------------------------------------------------------------------
 
@@ -204,10 +208,21 @@ class Engine(Runs):
     # -- the agenda --------------------------------------------------------------------------------------------------
 
     def sweep(self, limit: int = 100) -> Sweep:
-        """Settle what is due and publish what has to be published."""
+        """Settle what is due and publish what has to be published, and what the broker did not take the last time.
+
+        The agenda counts that as sent, and would wait longer and longer for a broker that is only away.
+        """
         sweep = self.store.sweep(limit)
-        self.publish(sweep.messages)
+        # Taken out first: one that cannot be published at all is the agenda's affair again.
+        unsent, self.unsent = self.unsent, []
+        due = {_name(message): message for message in (*unsent, *sweep.messages)}
+        self.unsent = self.publish(list(due.values()))[:_KEPT]
         return sweep
+
+
+def _name(message: RunMessage | StepMessage) -> object:
+    """Return what a message is about; a newer one about the same takes the place of an older one."""
+    return message.workflow_id if isinstance(message, RunMessage) else (message.key, message.cancel)
 
 
 def _policy(claim: Claim) -> RetryPolicy | None:

@@ -7,8 +7,8 @@ in a turn, its execution is thrown away and its lease is given back.
 from __future__ import annotations
 
 import logging
+import os
 from typing import TYPE_CHECKING
-from uuid import uuid4
 
 from durable_celery.codec import HIDDEN, Codec, Place
 from durable_celery.engine.cache import ExecutionCache
@@ -104,10 +104,14 @@ class Runs:
         """Give an undelivered end back, to be delivered by a later message."""
         self._give_back(ending.lease, delay=self._backoff(ending.run))
 
-    def publish(self, messages: Sequence[RunMessage | StepMessage | None]) -> None:
-        """Publish messages, and start or cancel the child runs among them. What is lost stands in the agenda."""
+    def publish(self, messages: Sequence[RunMessage | StepMessage | None]) -> list[RunMessage | StepMessage]:
+        """Publish messages, and start or cancel the child runs among them. What is lost stands in the agenda.
+
+        Returns:
+            Those that the broker did not take.
+        """
         real = [message for message in messages if message is not None]
-        self._send([message for message in real if not is_for_family(message)])
+        unsent = self._send([message for message in real if not is_for_family(message)])
         woken: list[RunMessage | None] = []
         try:
             for message in real:
@@ -115,7 +119,7 @@ class Runs:
                     self._tell(message, woken)
         except StoreUnavailableError as error:
             _log.warning("child runs could not be told, the agenda repeats it: %s", error)
-        self._send([message for message in woken if message is not None])
+        return unsent + self._send([message for message in woken if message is not None])
 
     def _tell(self, message: StepMessage, woken: list[RunMessage | None]) -> None:
         try:
@@ -123,9 +127,8 @@ class Runs:
         except CodecError as error:
             _log.warning("child run %s cannot be told here, the agenda repeats it: %s", message.key, error)
 
-    def _send(self, messages: Sequence[RunMessage | StepMessage]) -> None:
-        if messages:
-            self.dispatcher.publish(messages)
+    def _send(self, messages: list[RunMessage | StepMessage]) -> list[RunMessage | StepMessage]:
+        return messages[self.dispatcher.publish(messages) :] if messages else []
 
     # -- under the lease ---------------------------------------------------------------------------------------------
 
@@ -258,4 +261,4 @@ class Runs:
             execution.evict()
 
     def _owner(self) -> str:
-        return f"{self.process()}#{uuid4().hex[:12]}"
+        return f"{self.process()}#{os.urandom(6).hex()}"

@@ -405,7 +405,7 @@ class MemoryStore(Tables):
         """See :meth:`Store.runs`."""
         with self.lock:
             found = [
-                run.record
+                replace(run.record)
                 for run in self.run_table.values()
                 if status in {None, run.record.status} and name in {None, run.record.name}
             ]

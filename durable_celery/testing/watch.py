@@ -17,6 +17,8 @@ from durable_celery.store.protocol import Claim, Committed, Finished, Lease, Ref
 
 __all__ = ["At", "Call", "Caller", "Crash", "Fault", "Hook", "Kind", "Watch", "WatchedStore"]
 
+#: Verbs that give out tokens, or are given one to write under.
+_FENCED = frozenset({"take", "commit", "claim", "finish"})
 #: How many of the last calls a story shows.
 _TAIL = 40
 
@@ -146,20 +148,22 @@ class WatchedStore:
     def _call(self, verb: str, perform: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         watch = self._watch
         call = watch.begin(self._caller, verb, args)
-        for hook in tuple(watch.hooks):
-            hook.before(call)
+        if watch.hooks:
+            for hook in tuple(watch.hooks):
+                hook.before(call)
         try:
             answer = perform(*args, **kwargs)
         except StaleLeaseError:
             watch.refusals["stale commit"] += 1
             raise
-        if answer is not None:
+        if verb in _FENCED:
             watch.note_write(call, kwargs.get("token"), answer)
             watch.note(answer)
         if watch.witness is not None:
             watch.witness(call)
-        for hook in tuple(watch.hooks):
-            hook.after(call)
+        if watch.hooks:
+            for hook in tuple(watch.hooks):
+                hook.after(call)
         return answer
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 __all__ = ["Definition"]
@@ -24,4 +25,9 @@ class Definition:
     @property
     def is_async(self) -> bool:
         """Whether the function is an ``async def``."""
-        return inspect.iscoroutinefunction(self.function)
+        return _is_async(self.function)
+
+
+@lru_cache(maxsize=256)
+def _is_async(function: Callable[..., Any]) -> bool:
+    return inspect.iscoroutinefunction(function)

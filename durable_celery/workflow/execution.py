@@ -150,8 +150,7 @@ class Execution:
         machine.driver.check_thread()
         machine.before_local = before_local
         try:
-            self._weigh(recorded.event for recorded in events if not machine.journal.issued(recorded.event))
-            machine.journal.index(events)
+            self._weigh(machine.journal.index(events))
             for recorded in events:
                 self._see(recorded, fresh_after)
         except BaseException:
@@ -252,13 +251,11 @@ class Execution:
         kind = AsyncWorkflowContext if self.definition.is_async else WorkflowContext
         context = kind(self._machine, started_at=instant(self._machine.now), parent=self.started.parent)
         function = self.definition.function
-        try:
-            _signature(function).bind(context, *args, **kwargs)
-        except TypeError as error:
+        if misfit := _misfit(function, 1 + len(args), tuple(kwargs)):
             raise WorkflowCodeError(
                 f"workflow {self.workflow_id!r}: {self.definition.name} does not take the arguments it was started "
-                f"with: {error}. Deploy code that does; the run goes on by itself then"
-            ) from error
+                f"with: {misfit}. Deploy code that does; the run goes on by itself then"
+            )
         self._begun = True
         code = partial(function, context, *args, **kwargs)
         self._main = self._machine.loop.create_task(self._run(code))
@@ -326,9 +323,16 @@ class Execution:
 
 
 @lru_cache(maxsize=256)
-def _signature(function: Callable[..., Any]) -> inspect.Signature:
-    """Return the signature of a workflow's function; to work it out takes as long as a short turn."""
-    return inspect.signature(function)
+def _misfit(function: Callable[..., Any], count: int, names: tuple[str, ...]) -> str:
+    """Say why a function cannot be called with so many positional arguments and these names; nothing if it can.
+
+    To work it out takes as long as a short turn.
+    """
+    try:
+        inspect.signature(function).bind(*[None] * count, **dict.fromkeys(names))
+    except TypeError as error:
+        return str(error)
+    return ""
 
 
 class _Main(Coroutine[Any, Any, Any]):

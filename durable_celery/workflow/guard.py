@@ -18,6 +18,7 @@ import sysconfig
 import threading
 import time
 import tokenize
+import traceback
 import weakref
 import zoneinfo
 from collections.abc import Callable, Iterator
@@ -44,6 +45,7 @@ _NAMES = """
     shutil.copyfile shutil.move shutil.rmtree shutil.copytree tempfile.mkstemp tempfile.mkdtemp time.sleep
     urllib.Request http.client.connect ftplib.connect imaplib.open poplib.connect smtplib.connect nntplib.connect
     telnetlib.Telnet.open sqlite3.connect webbrowser.open pty.spawn _thread.start_new_thread
+    _thread.start_joinable_thread
 """
 #: Garbage collection runs in workflow code too, and what fails there (a ``__del__``, a coroutine that was dropped) is
 #: printed by the interpreter, which opens the files of the traceback without a frame of its own.
@@ -58,6 +60,8 @@ _EXEMPT_FILES = frozenset(
         "<frozen zipimport>",
         linecache.__file__,
         tokenize.__file__,
+        # It parses single lines, and Python 3.13 looks for the file of one that it cannot parse.
+        traceback.__file__,
         # Garbage collection ends things wherever it happens to run.
         weakref.__file__,
     }

@@ -9,9 +9,8 @@ Invariant: number n is given to the n-th command that the code issued, and no co
 
 from __future__ import annotations
 
-from collections import Counter, deque
+from collections import defaultdict, deque
 from collections.abc import Iterable
-from dataclasses import replace
 
 from durable_celery.codec import Codec
 from durable_celery.errors import NonDeterminismError
@@ -33,7 +32,7 @@ class Journal:
         self.next = 1
         # What history holds and the code has not issued yet, and how many of these each input caused.
         self._records: dict[int, Output] = {}
-        self._causes: Counter[int] = Counter()
+        self._causes: defaultdict[int, int] = defaultdict(int)
         # What the code issued and history does not hold yet: not taken, and taken but not seen in the log.
         self._pending: dict[int, Output] = {}
         self._unconfirmed: dict[int, Output] = {}
@@ -43,26 +42,27 @@ class Journal:
         # Deprecated marks that were passed over: the code may ask for them, and need not.
         self._passed: set[str] = set()
 
-    def issued(self, event: Event) -> bool:
-        """Tell whether an event records a command that this execution has issued already."""
-        return isinstance(event, Output) and event.number < self.next
-
-    def index(self, events: Iterable[Recorded]) -> None:
+    def index(self, events: Iterable[Recorded]) -> list[Event]:
         """Take in the records among events, before any of the inputs is applied.
+
+        Returns:
+            The events that are no records of commands that this execution issued itself.
 
         Raises:
             NonDeterminismError: a record denies a command that this execution issued itself.
         """
+        fresh: list[Event] = []
         for recorded in events:
             event = recorded.event
-            if not isinstance(event, Output):
-                continue
-            if event.number >= self.next:
+            if isinstance(event, Output):
+                if event.number < self.next:
+                    self._confirm(event, recorded.seq)
+                    continue
                 self._records[event.number] = event
                 self._causes[event.cause] += 1
-            else:
-                self._confirm(event, recorded.seq)
+            fresh.append(event)
         self._pass_marks()
+        return fresh
 
     def _confirm(self, record: Output, seq: int) -> None:
         issued = self._pending.pop(record.number, None) or self._unconfirmed.pop(record.number, None)
@@ -153,8 +153,7 @@ class Journal:
     def take(self) -> tuple[Output, ...]:
         """Return the new commands, in order; from now on they count as recorded."""
         taken = tuple(self._pending.values())
-        # Payloads may be large and are not compared.
-        self._unconfirmed |= {command.number: replace(command, payload=None) for command in taken}
+        self._unconfirmed |= self._pending
         self._pending.clear()
         return taken
 

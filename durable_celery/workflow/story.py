@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, NamedTuple
 
 from durable_celery.codec import Codec, summary
 from durable_celery.errors import DurableError
@@ -44,8 +43,7 @@ the order of commands that this history was written with, or keep both sides in 
 `if ctx.patched("name-of-the-change"):`, the old one under `else:`."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Line:
+class Line(NamedTuple):
     """One line of a story: what history holds under a number, and what the code did."""
 
     number: int
@@ -63,6 +61,8 @@ def difference(command: Output, record: Output) -> str | None:
 
     Due times and payloads of terminal events are not compared: they are consequences, not decisions.
     """
+    if command == record:
+        return None
     ours, theirs = _identity(command), _identity(record)
     for what, mine in ours.items():
         if mine != theirs.get(what):

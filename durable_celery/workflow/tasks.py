@@ -77,10 +77,10 @@ class CallOptions:
 
     def to_json(self) -> dict[str, Any] | None:
         """Return the plain form that is recorded with a step: only what was set, None if nothing was."""
-        form = {"label" if f.name == "name" else f.name: getattr(self, f.name) for f in fields(self)}
+        form = {key: value for name, key in _KEYS.items() if (value := getattr(self, name)) is not None}
         if self.retry is not None:
             form["retry"] = self.retry.to_json()
-        return {key: value for key, value in form.items() if value is not None} or None
+        return form or None
 
     def check_local(self) -> None:
         """Refuse options that a local step has no use for.
@@ -93,6 +93,10 @@ class CallOptions:
             raise InvalidRequestError(
                 f"a local step takes the options retry and name, not {', '.join(sorted(extra))}: it runs here and now"
             )
+
+
+#: Names of the options, and the keys under which they are recorded.
+_KEYS = {field.name: "label" if field.name == "name" else field.name for field in fields(CallOptions)}
 
 
 def is_function(called: object) -> bool:

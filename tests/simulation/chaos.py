@@ -20,7 +20,7 @@ from tests.simulation import rest
 from tests.simulation.chance import Chance, Choices
 from tests.simulation.code import Code, RevokedError
 from tests.simulation.monitor import Monitor, target_of
-from tests.simulation.moves import MOVES, end
+from tests.simulation.moves import end, table_of
 from tests.simulation.programs import Generator, Tree, nodes
 from tests.simulation.rules import RuledStore
 from tests.simulation.stores import MEMORY, Place
@@ -57,6 +57,7 @@ class Chaos:
         # The engine's jitter is chance as well.
         random.seed(seed)
         self.world = self._system()
+        self.table = table_of(self.chance.shape)
         self.code = Code(self.world)
         self.tree: Tree = Generator(self.chance.program).program()
         self.is_cancelled = False
@@ -108,7 +109,7 @@ class Chaos:
     def _live(self) -> System:
         self._begin()
         world, moves = self.world, self.chance.moves
-        while (move := moves.pick(MOVES)) is not end:
+        while (move := moves.pick(self.table)) is not end:
             world.revive()
             if world.is_at_rest:
                 break

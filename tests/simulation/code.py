@@ -16,10 +16,10 @@ from durable_celery.testing.world import Task
 from durable_celery.workflow import AsyncWorkflowContext, WorkflowContext
 from tests.simulation.programs import Tree
 from tests.simulation.system import AskAgain, System
+from tests.simulation.verbs import TWICE, VERBS, play_awaiting, play_blocking
 
 #: So many attempts are allowed that chance does not use them up.
 POLICY = RetryPolicy(initial_interval=0.5, maximum_interval=4, maximum_attempts=60)
-TWICE = RetryPolicy(initial_interval=0.5, maximum_attempts=2)
 
 
 class RevokedError(Exception):
@@ -34,11 +34,13 @@ class Code:
         #: token -> idempotency key -> how often the effect was had.
         self.effects: dict[int, Counter[str]] = defaultdict(Counter)
         self._failed: Counter[str] = Counter()
+        self._asked: Counter[int] = Counter()
         self.plus = world.task(self._plus, "plus")
         self.flaky = world.task(self._flaky, "flaky")
         self.broken = world.task(self._broken, "broken")
         self.again = world.task(self._again, "again")
         self.undo = world.task(self._plus, "undo")
+        self.asked = world.task(self.ask, "asked")
         self.draw = world.task(lambda token, *_drawn: self._plus(token) - 1, "draw")
         self.forms = [world.flow(self.blocking, "blocking"), world.flow(self.awaiting, "awaiting")]
         self.idle = world.flow(lambda ctx: ctx.wait_signal("never"), "idle")
@@ -85,6 +87,12 @@ class Code:
         self.world.mishap()
         return token
 
+    def ask(self, token: int) -> int:
+        """Tell how often this was asked; a question has no effect that counts."""
+        self._asked[token] += 1
+        self.world.mishap()
+        return self._asked[token]
+
     # -- forms -------------------------------------------------------------------------------------------------------
 
     def blocking(self, ctx: WorkflowContext, tree: Tree) -> Any:  # noqa: C901, PLR0911 - one case for each kind of node
@@ -120,7 +128,7 @@ class Code:
                 return self._blocking_leaf(ctx, tree)
         return tree[0]
 
-    def _blocking_leaf(self, ctx: WorkflowContext, tree: Tree) -> Any:  # noqa: PLR0911 - one case for each verb
+    def _blocking_leaf(self, ctx: WorkflowContext, tree: Tree) -> Any:  # noqa: C901, PLR0911 - one case for each verb
         match tree:
             case ["broken" | "revocable" | "late", *_]:
                 try:
@@ -142,6 +150,8 @@ class Code:
                 return list(ctx.race(step=ctx.start(self.plus, token), alarm=ctx.timer(limit)))
             case ["patched", number]:
                 return ctx.patched(f"change {number}")
+            case [kind, *_] if kind in VERBS:
+                return play_blocking(VERBS[kind].steps(self, ctx, tree))
             case _:
                 return self._start_plain(ctx, tree).result()
 
@@ -177,7 +187,7 @@ class Code:
                 return await self._awaiting_leaf(ctx, tree)
         return tree[0]
 
-    async def _awaiting_leaf(self, ctx: AsyncWorkflowContext, tree: Tree) -> Any:  # noqa: PLR0911 - as above
+    async def _awaiting_leaf(self, ctx: AsyncWorkflowContext, tree: Tree) -> Any:  # noqa: C901, PLR0911 - as above
         match tree:
             case ["broken" | "revocable" | "late", *_]:
                 try:
@@ -199,6 +209,8 @@ class Code:
                 return list(await ctx.race(step=ctx.start(self.plus, token), alarm=ctx.timer(limit)))
             case ["patched", number]:
                 return ctx.patched(f"change {number}")
+            case [kind, *_] if kind in VERBS:
+                return await play_awaiting(VERBS[kind].steps(self, ctx, tree))
             case _:
                 return await self._start_plain(ctx, tree)
 

@@ -79,6 +79,32 @@ _LEAKS = (
         'the store does not answer: %s", run.workflow_id, error)\n',
     ),
     Mutant(
+        "a claim without an answer keeps what it may have got",
+        "rule 7, I5",
+        Engine.begin_step,
+        "            self.patience.later(lambda: self.store.postpone(key, owner, delay=0.0, error=_AWAY))\n",
+    ),
+    Mutant(
+        "an outcome that could not be recorded is forgotten",
+        "rule 6, I5",
+        Engine._finish,
+        "                lambda: self.publish([self.store.finish(claim.key, outcome, token=claim.token).message])\n",
+        "                lambda: None\n",
+    ),
+    Mutant(
+        "a lease that came with an outcome is kept if nobody said so",
+        "rule 7, I6",
+        Engine._finish,
+        "                self.patience.later(lambda: self.store.release(workflow_id, owner, delay=0.0))\n",
+        "                pass\n",
+    ),
+    Mutant(
+        "a retry that could not be noted is forgotten",
+        "rule 8, I5",
+        Engine.postpone_step,
+        "            self.patience.later(postpone)\n",
+    ),
+    Mutant(
         "what is to be given back is tried once",
         "rule 7, I5",
         Patience.later,

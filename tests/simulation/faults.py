@@ -11,6 +11,8 @@ if TYPE_CHECKING:
     from tests.simulation.chaos import Chaos
 
 _KINDS = tuple(Kind)
+#: No history has so many calls.
+_NEVER = 1_000_000_000
 
 
 class Brittle(Fault):
@@ -23,6 +25,19 @@ class Brittle(Fault):
     def _strike(self, call: Call) -> None:
         self._chaos.did(f"fault: {self.kind}", f"at call {call.number}, {call.verb} by {call.caller.name}")
         super()._strike(call)
+
+
+class Aimed(Brittle):
+    """A fault at the next call of a verb."""
+
+    def __init__(self, chaos: Chaos, kind: int, verb: str, more: int) -> None:
+        super().__init__(chaos, kind, _NEVER, more)
+        self.verb = verb
+
+    def before(self, call: Call) -> None:
+        if self.number == _NEVER and call.verb == self.verb:
+            self.number = call.number
+        super().before(call)
 
 
 class Pause:

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 from durable_celery.errors import WorkflowConflictError
 from durable_celery.events import StepScheduled
 from durable_celery.store.protocol import RunMessage, StepKey, StepMessage
-from tests.simulation.faults import Brittle, Pause
+from tests.simulation.chance import Stream
+from tests.simulation.faults import Aimed, Brittle, Pause
 from tests.simulation.system import Worker
 
 if TYPE_CHECKING:
@@ -55,6 +56,12 @@ def reorder(chaos: Chaos) -> None:
 def lose(chaos: Chaos) -> None:
     if chaos.world.broker:
         chaos.did("broker loses", _words(chaos.world.broker.popleft()))
+
+
+def refuse(chaos: Chaos) -> None:
+    """Let the broker be away for the next attempts to publish."""
+    chaos.world.refusals = 1 + chaos.chance.moves.below(5)
+    chaos.did("broker is away", f"for {chaos.world.refusals} attempts")
 
 
 def duplicate(chaos: Chaos) -> None:
@@ -105,6 +112,13 @@ def fault(chaos: Chaos) -> None:
     moves = chaos.chance.moves
     number = chaos.world.watch.count + 1 + moves.below(6)
     fault = Brittle(chaos, moves.below(4), number, moves.pick((0, 0, 2)))
+    chaos.world.watch.hooks.append(fault)
+
+
+def aim(chaos: Chaos) -> None:
+    """Let the next call of a verb go wrong, and some after it."""
+    moves = chaos.chance.moves
+    fault = Aimed(chaos, moves.below(4), moves.pick(AIMED_AT), moves.pick((0, 2, 8)))
     chaos.world.watch.hooks.append(fault)
 
 
@@ -178,18 +192,41 @@ MOVES: tuple[Move, ...] = (
     *[reorder] * 6,
     *[wake] * 8,
     *[pause] * 8,
-    *[fault] * 8,
+    *[fault] * 6,
+    *[aim] * 6,
     *[outlive] * 6,
     *[lose, duplicate, jump, hurry] * 3,
-    *[kill, delay] * 2,
+    *[kill, delay, refuse] * 2,
     *[die_inside] * 3,
     *[bury, start_again, forge],
+)
+#: What goes wrong, once each.
+TROUBLE = (
+    *[reorder, pause, fault, aim, lose, duplicate, jump, hurry],
+    *[kill, delay, refuse, die_inside, bury, start_again, forge],
+)
+#: Verbs at which a fault is aimed: those oftener that are called in fewer histories.
+AIMED_AT = (
+    *["finish", "postpone"] * 4,
+    *["claim"] * 2,
+    *["take", "commit", "deliver", "release", "settle", "start", "append", "sweep"],
 )
 #: Where a process may stand still; most races are about the first ones.
 PAUSED_AT = (
     *["take", "commit", "finish", "settle"] * 3,
     *["claim", "start", "append", "deliver", "release", "postpone", "sweep", "renew"],
 )
+
+
+def table_of(shape: Stream) -> tuple[Move, ...]:
+    """Return the moves of a history: in every second one only some kinds of trouble, and more of each.
+
+    Faults that are rare together are found sooner where others do not come between them ("swarm testing").
+    """
+    if not shape.below(2):
+        return MOVES
+    chosen = [trouble for trouble in TROUBLE if shape.below(3) == 0]
+    return (end, *[deliver] * 40, *[beat] * 4, *[wake] * 6, *[outlive] * 3, *chosen * 8)
 
 
 def _words(message: RunMessage | StepMessage) -> str:

@@ -2,7 +2,8 @@
 
 A tree is data, so it travels as the argument of a run, and a story can print it. Each node that has an effect has a
 number of its own, its *token*: the effects of a step are counted by token and idempotency key. What reads a tree as
-workflow code stands in :mod:`tests.simulation.code`.
+workflow code stands in :mod:`tests.simulation.code`. Verbs that are written once for both forms, and all that belongs
+to them, stand in :mod:`tests.simulation.verbs`: a new one goes there.
 """
 
 from __future__ import annotations
@@ -11,9 +12,14 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from tests.simulation.chance import Stream
+from tests.simulation.verbs import VERBS, Verb
 
 Tree = list[Any]
+_Leaf = Callable[["Generator"], Tree]
+_Node = Callable[["Generator", int], Tree]
 
+#: Depth at which there are leaves only.
+_DEEPEST = 3
 #: Nodes whose children all run to their end.
 SERIAL = ("series", "parallel", "group", "queue", "event")
 #: Nodes whose child may be given up before its end.
@@ -25,27 +31,38 @@ class Generator:
 
     def __init__(self, chance: Stream) -> None:
         self.chance, self.tokens, self.signals = chance, 0, 0
+        self.leaves, self.nodes = _LEAVES, _NODES
         #: Signals are sent to the outer run only.
         self.is_child = False
 
     def program(self) -> Tree:
         """Make a program: most are small, some are large."""
         size = self.chance.below(20)
+        if self.chance.below(2):
+            # Programs of a few verbs do more with each.
+            self.leaves = tuple(self.chance.pick(_LEAVES) for _ in range(3))
+            self.nodes = tuple(self.chance.pick(_NODES) for _ in range(2))
         if size < 9:
             return self.leaf()
         return self.tree(2 if size < 15 else 1 if size < 18 else 0)
 
     def tree(self, depth: int) -> Tree:
-        if depth > 2 or self.chance.below(10) < 4:
+        if depth >= _DEEPEST or self.chance.below(10) < 4:
             return self.leaf()
-        return self.chance.pick(_NODES)(self, depth + 1)
+        return self.chance.pick(self.nodes)(self, depth + 1)
 
     def leaf(self) -> Tree:
-        return self.chance.pick(_LEAVES)(self)
+        return self.chance.pick(self.leaves)(self)
 
     def token(self) -> int:
         self.tokens += 1
         return self.tokens
+
+    def some_tokens(self) -> list[int]:
+        return [self.token() for _ in range(1 + self.chance.below(4))]
+
+    def some_trees(self, depth: int) -> list[Tree]:
+        return [self.tree(depth) for _ in range(1 + self.chance.below(3))]
 
     # -- leaves ------------------------------------------------------------------------------------------------------
 
@@ -68,7 +85,7 @@ class Generator:
         return ["late", self.token(), self.chance.pick((30, 1, 8))]
 
     def handles(self) -> Tree:
-        return ["handles", *(self.token() for _ in range(1 + self.chance.below(4)))]
+        return ["handles", *self.some_tokens()]
 
     def local(self) -> Tree:
         return ["local", self.token(), self.chance.below(2)]
@@ -111,7 +128,7 @@ class Generator:
 
     def serial(self, depth: int) -> Tree:
         kind = self.chance.pick(SERIAL)
-        return [kind, *(self.tree(depth) for _ in range(1 + self.chance.below(3)))]
+        return [kind, *self.some_trees(depth)]
 
     def hasty(self, depth: int) -> Tree:
         kind = self.chance.pick(HASTY)
@@ -127,18 +144,27 @@ class Generator:
         return ["child", tree, self.chance.pick(("same", "other"))]
 
 
-_Leaf = Callable[[Generator], Tree]
+def _leaf(verb: Verb) -> _Leaf:
+    return lambda generator: [verb.kind, *verb.make(generator, _DEEPEST)]
+
+
+def _node(verb: Verb) -> _Node:
+    return lambda generator, depth: [verb.kind, *verb.make(generator, depth)]
+
+
 _LEAVES: tuple[_Leaf, ...] = (
     *[Generator.step] * 4,
     *[Generator.flaky, Generator.local, Generator.sleep, Generator.signal, Generator.handles] * 2,
     *[Generator.broken, Generator.again, Generator.revocable, Generator.late, Generator.draw, Generator.patched],
     *[Generator.maybe, Generator.race, Generator.dropped_step, Generator.dropped_child, Generator.forgotten],
+    *[_leaf(verb) for verb in VERBS.values() if not verb.is_node for _ in range(verb.weight)],
 )
-_NODES: tuple[Callable[[Generator, int], Tree], ...] = (
+_NODES: tuple[_Node, ...] = (
     *[Generator.serial] * 4,
     *[Generator.child] * 2,
     Generator.hasty,
     Generator.guarded,
+    *[_node(verb) for verb in VERBS.values() if verb.is_node for _ in range(verb.weight)],
 )
 
 
@@ -153,20 +179,39 @@ def children(tree: Tree) -> list[Tree]:
     return [part for part in tree[1:] if isinstance(part, list)]
 
 
+def certain(tree: Tree) -> Iterator[Tree]:
+    """Yield the nodes that ran to their end in a program that ran to its end."""
+    yield tree
+    kind = tree[0]
+    if kind not in HASTY and (kind not in VERBS or VERBS[kind].is_certain(tree)):
+        for part in children(tree):
+            yield from certain(part)
+
+
 def owed(tree: Tree) -> Iterator[int]:
     """Yield the tokens of the effects that a program which ran to its end must have had."""
-    match tree:
-        case ["step" | "flaky" | "again" | "draw" | "local", token, *_]:
-            yield token
-        case ["handles", *tokens]:
-            yield from tokens
-        case ["guarded" | "child", part, _]:
-            yield from owed(part)
-        case [kind, *parts] if kind in SERIAL:
-            for part in parts:
-                yield from owed(part)
-        case _:
-            pass
+    for node in certain(tree):
+        match node:
+            case ["step" | "flaky" | "again" | "draw" | "local", token, *_]:
+                yield token
+            case ["handles", *tokens]:
+                yield from tokens
+            case [kind, *_] if kind in VERBS:
+                yield from VERBS[kind].owed(node)
+            case _:
+                pass
+
+
+def barred(tree: Tree) -> Iterator[int]:
+    """Yield the tokens of the effects that a program which ran to its end cannot have had."""
+    for node in certain(tree):
+        match node:
+            case ["guarded", _, token]:
+                yield token
+            case [kind, *_] if kind in VERBS:
+                yield from VERBS[kind].barred(node)
+            case _:
+                pass
 
 
 def fits(tree: Tree, value: Any) -> bool:  # noqa: C901, PLR0911, PLR0912 - one case for each kind of node
@@ -198,6 +243,8 @@ def fits(tree: Tree, value: Any) -> bool:  # noqa: C901, PLR0911, PLR0912 - one 
             return bool(value == "too late") or fits(part, value)
         case [kind, *parts] if kind in SERIAL:
             return len(value) == len(parts) and all(map(fits, parts, value))
+        case [kind, *_] if kind in VERBS:
+            return VERBS[kind].fits(tree, value, fits)
         case [kind, *_]:
             return bool(value == kind)
         case _:

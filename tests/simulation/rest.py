@@ -7,11 +7,19 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from durable_celery.errors import NonDeterminismError
-from durable_celery.events import CancelRequested, CommandCancelled, RunStarted, SignalReceived, StepScheduled
+from durable_celery.events import (
+    CancelRequested,
+    CommandCancelled,
+    RunStarted,
+    SignalReceived,
+    StepCompleted,
+    StepFailed,
+    StepScheduled,
+)
 from durable_celery.policy import RetryPolicy
 from durable_celery.store.protocol import RunRecord, RunStatus
 from durable_celery.workflow import replay
-from tests.simulation.programs import fits, owed
+from tests.simulation.programs import barred, fits, owed
 from tests.store.invariants import Snapshot, snapshot, violations_of
 
 if TYPE_CHECKING:
@@ -31,6 +39,7 @@ def violations(chaos: Chaos) -> list[str]:
         *_signals(chaos, state),
         *_attempts(chaos, state),
         *_children(state),
+        *_fates(state),
         *_replays(chaos, state),
     ]
 
@@ -69,6 +78,7 @@ def _effects(chaos: Chaos, state: Snapshot) -> Iterator[str]:
             yield f"I2: effect {token} was had under several keys: {dict(keys)}"
     if state.records["w"].status is RunStatus.COMPLETED:
         yield from (f"I5: effect {token} was never had" for token in owed(chaos.tree) if token not in effects)
+        yield from (f"I3: effect {token} was had for nothing" for token in barred(chaos.tree) if token in effects)
 
 
 def _all_ended(chaos: Chaos, state: Snapshot) -> Iterator[str]:
@@ -128,6 +138,25 @@ def _children(state: Snapshot) -> Iterator[str]:
             record = state.records.get(kid)
             if not (record and (record.status.is_closed or _is_asked(state, kid))):
                 yield f"I13: child {kid} was cancelled and knows nothing of it"
+
+
+def _fates(state: Snapshot) -> Iterator[str]:
+    """I13: what was said of a child for the end of its parent has become of it."""
+    for name, history in state.histories.items():
+        events = [item.event for item in history]
+        fates = {e.number: (e.options or {}).get("parent_close") for e in events if isinstance(e, StepScheduled)}
+        if not any(fates.values()):
+            continue
+        ended = {e.number for e in events if isinstance(e, StepCompleted | StepFailed)}
+        dropped = {e.target for e in events if isinstance(e, CommandCancelled)}
+        for number, fate in fates.items():
+            is_dropped, is_settled = number in dropped, number in ended | dropped
+            if fate == "abandon" and is_dropped:
+                yield f"I13: child {number} of {name} was to be left alone, and was cancelled"
+            elif fate == "wait" and is_dropped and state.records[name].status is not RunStatus.CANCELLED:
+                yield f"I13: child {number} of {name} was to be waited for, and was cancelled"
+            elif fate in {"wait", "cancel"} and not is_settled:
+                yield f"I13: {name} has ended, and its child {number} was not to go on then ({fate})"
 
 
 def _is_asked(state: Snapshot, name: str) -> bool:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from durable_celery.events import StepCompleted, StepFailed, StepScheduled
 from durable_celery.store.memory import MemoryStore
@@ -18,13 +18,20 @@ from durable_celery.store.protocol import (
     Finished,
     NewRun,
     Refused,
-    RunRecord,
     Started,
     StepKey,
     Turn,
 )
 
 __all__ = ["RuledStore"]
+
+
+class _Hold(NamedTuple):
+    """Who had a run right before a call."""
+
+    owner: str | None
+    lived: bool
+    delivered: bool
 
 
 class RuledStore(MemoryStore):
@@ -48,20 +55,18 @@ class RuledStore(MemoryStore):
 
     def take(self, workflow_id: str, owner: str, *, known: int) -> Turn | Refused:
         """See :meth:`_check_lease`."""
-        before = self._record(workflow_id)
-        lived = before is not None and self._is_alive(before.owner)
+        before = self._hold_of(workflow_id)
         answer = super().take(workflow_id, owner, known=known)
         if isinstance(answer, Turn):
-            self._check_lease(before, answer, lived=lived)
+            self._check_lease(before, answer)
         return answer
 
     def finish(self, key: StepKey, outcome: StepCompleted | StepFailed, **options: Any) -> Finished:
         """See :meth:`_check_lease`."""
-        before = self._record(key.workflow_id)
-        lived = before is not None and self._is_alive(before.owner)
+        before = self._hold_of(key.workflow_id)
         answer = super().finish(key, outcome, **options)
         if answer.turn is not None:
-            self._check_lease(before, answer.turn, lived=lived)
+            self._check_lease(before, answer.turn)
         return answer
 
     def claim(self, key: StepKey, owner: str) -> Claim | Refused:
@@ -101,12 +106,12 @@ class RuledStore(MemoryStore):
 
     # ----------------------------------------------------------------------------------------------------------------
 
-    def _check_lease(self, before: RunRecord | None, turn: Turn, *, lived: bool) -> None:
+    def _check_lease(self, before: _Hold | None, turn: Turn) -> None:
         """Rule 3: a run is given to one at a time, under a new token, and never after its end was delivered."""
         name, owner = turn.lease.workflow_id, turn.lease.owner
         assert before is not None
         self._check_token(name, turn.lease.token, is_new=before.owner != owner)
-        if lived and before.owner != owner:
+        if before.lived and before.owner != owner:
             self.found.append(f"rule 3: the lease of {name} was taken from its living owner {before.owner}")
         if before.delivered:
             self.found.append(f"I9: {name} is given out again after its end was delivered")
@@ -129,9 +134,11 @@ class RuledStore(MemoryStore):
             self.found.append(f"I4: {name} is given out twice under token {token}")
         self._newest[name] = token
 
-    def _record(self, workflow_id: str) -> RunRecord | None:
+    def _hold_of(self, workflow_id: str) -> _Hold | None:
         run = self.run_table.get(workflow_id)
-        return run.record if run else None
+        if run is None:
+            return None
+        return _Hold(run.record.owner, self._is_alive(run.record.owner), run.record.delivered)
 
 
 def _is_scheduled(run: Run | None, number: int) -> bool:

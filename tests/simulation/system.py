@@ -6,23 +6,42 @@ and others take over: when it goes on it is a zombie. A *slow* one has a main pr
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
 import greenlet
 
-from durable_celery.store.protocol import StepMessage
+from durable_celery.store.protocol import StepMessage, Timing
+from durable_celery.testing.surroundings import Publisher
 from durable_celery.testing.watch import Call, Crash
 from durable_celery.testing.world import TICK, Message, Process, World, mortal
 
 _TICK = round(TICK * 1000)
+#: A little less (ms) than a process lives without being renewed.
+_LIFE = round(Timing().owner_ttl * 1000) - 1
 #: Longest time (ms) that passes at once: a run that waits for years need not make the simulation wait.
 _LONGEST_WAIT = 600_000
 
 
 class AskAgain(BaseException):
     """What ``self.retry(args=...)`` raises in a Celery task: try again later, with other arguments."""
+
+
+class Moody(Publisher):
+    """A dispatcher whose broker is away now and then."""
+
+    def __init__(self, world: System) -> None:
+        super().__init__(world.broker)
+        self._world = world
+
+    def publish(self, messages: Sequence[Message]) -> int:
+        world = self._world
+        if not world.refusals:
+            return super().publish(messages)
+        world.refusals -= 1
+        # It went away when it had taken the first half.
+        return super().publish(messages[: len(messages) // 2])
 
 
 class Slot(greenlet.greenlet):
@@ -37,6 +56,10 @@ class Worker(Process):
     standing: Slot | None = None
     #: Whether nobody renews it while it stands still.
     is_frozen = False
+
+    def __init__(self, world: System, name: str) -> None:
+        super().__init__(world, name)
+        self.engine.dispatcher = Moody(world)
 
     @property
     def is_free(self) -> bool:
@@ -110,6 +133,8 @@ class System(World):
         self.delayed: list[Message] = []
         #: Called by user code and by deliveries; it may end the process.
         self.mishap: Callable[[], object] = lambda: None
+        #: To how many of the next attempts to publish the broker is away.
+        self.refusals = 0
         self._beats = 0
         super().__init__(**settings)
 
@@ -131,6 +156,7 @@ class System(World):
         """Let nothing go wrong any more: messages arrive, and whoever stands still goes on."""
         self.watch.hooks.clear()
         self.may_pause = False
+        self.refusals = 0
         self.broker.extend(self.delayed)
         self.delayed.clear()
         for worker in self.standing():
@@ -173,15 +199,19 @@ class System(World):
 
     def _wait_until(self, instant: int) -> None:
         names = [worker.name for worker in self.processes if _renews(worker)]
+        step = _TICK
         while self.clock.now < instant:
-            self.clock.now += min(_TICK, instant - self.clock.now)
+            self.clock.now += min(step, instant - self.clock.now)
             self.store.renew(names)
+            # Who was alive at the first beat is so at all that follow, as long as they come within a life.
+            step = _LIFE
 
     def revive(self) -> None:
-        for worker in self.processes:
-            if not worker.is_alive:
-                worker.go_on()
-        super().revive()
+        dead = [worker for worker in self.processes if not worker.is_alive]
+        for worker in dead:
+            worker.go_on()
+        if dead:
+            super().revive()
 
 
 def _renews(worker: Worker) -> bool:

@@ -16,7 +16,7 @@ from tests.simulation.stores import MEMORY, Place
 from tests.simulation.story import explain
 
 #: A bug that more histories than these do not show is no good example.
-ENOUGH = 600
+ENOUGH = 2000
 
 
 class Unfenced(MemoryStore):

@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 
 from tests.simulation.chaos import Chaos, ViolationError, live
-from tests.simulation.moves import MOVES
-from tests.simulation.programs import SERIAL, Generator, fits, nodes, owed
+from tests.simulation.moves import MOVES, TROUBLE, table_of
+from tests.simulation.programs import SERIAL, Generator, barred, fits, nodes, owed
 from tests.simulation.story import explain, tell
+from tests.simulation.verbs import VERBS
 
 #: Seeds of one test; as many tests as blocks, so that they can run side by side.
 PER_BLOCK = 300
@@ -86,8 +87,8 @@ def test_every_verb_and_every_move_comes_up() -> None:
 
     assert {"step", "flaky", "broken", "again", "revocable", "late", "handles", "local", "sleep", "until"} <= verbs
     assert {"draw", "patched", "signal", "maybe", "race", "dropped step", "dropped child", "child"} <= verbs
-    assert {"guarded", "race branch", "timeout", "wait for", *SERIAL} <= verbs
-    assert len(set(MOVES)) > 14
+    assert {"guarded", "race branch", "timeout", "wait for", *SERIAL, *VERBS} <= verbs
+    assert set(TROUBLE) < set(MOVES)
 
 
 @pytest.mark.parametrize(
@@ -99,6 +100,20 @@ def test_every_verb_and_every_move_comes_up() -> None:
         (["race", 3, 1], ["step", 3]),
         (["timeout", ["step", 1], 3], 1),
         (["broken", 1], 2),
+        (["map", 2, 1, 2], [2]),
+        (["map some", 1, 2, 3, 4], [["completed", 4], ["completed", 5]]),
+        (["map some", 2, 2, 3, 4], [["completed", 4], ["cancelled", None]]),
+        (["map some", 1, 2, 3, 4], [["completed", 5], ["skipped", None]]),
+        (["map branches", 2, ["step", 1]], [3]),
+        (["tolerant gather", 1, 1, 2], [True, "cancelled", "failed"]),
+        (["tolerant gather", 0, 1, 2], [True, "completed", "failed"]),
+        (["saga", 1, ["step", 1], 1, 2, 3, 4], 2),
+        (["saga", 0, ["step", 1], 1, 2, 3, 4], "undone"),
+        (["poll", 1, "task", 2, None], 1),
+        (["poll", 1, "task", 2, None], "no answer"),
+        (["condition", None, ["step", 1]], "too late"),
+        (["shield", 1], "kin"),
+        (["kin", "wait", "brief"], "clean"),
     ],
 )
 def test_the_oracle_knows_a_wrong_result(tree: list[object], value: object) -> None:
@@ -109,3 +124,24 @@ def test_the_oracle_knows_which_effects_are_owed() -> None:
     tree = ["series", ["step", 1], ["timeout", ["step", 2], 3], ["child", ["handles", 3, 4], "same"], ["race", 5, 1]]
 
     assert list(owed(tree)) == [1, 3, 4]
+
+
+def test_the_oracle_knows_what_verbs_must_and_must_not_have_done() -> None:
+    saga = ["saga", 0, ["step", 1], 2, 3, 4, 5, 6, 7]
+    failed = ["saga", 1, ["step", 1], 2, 3, 4, 5, 6, 7]
+    late = ["condition", 3, saga]
+    tree = ["series", ["guarded", ["map", 1, 8, 9], 10], ["map some", 1, 2, 11, 12], ["tolerant gather", 0, 13, 14]]
+
+    assert (list(owed(saga)), list(barred(saga))) == ([3, 4, 1], [5, 6, 7])
+    assert (list(owed(failed)), list(barred(failed))) == ([3, 4, 5, 6, 1], [])
+    assert (list(owed(late)), list(barred(late))) == ([], [])
+    assert (list(owed(tree)), list(barred(tree))) == ([8, 9], [10])
+
+
+def test_every_second_history_has_only_some_kinds_of_trouble() -> None:
+    tables = [table_of(Chaos(seed).chance.shape) for seed in range(60)]
+    some = [set(table) & set(TROUBLE) for table in tables if table is not MOVES]
+
+    assert 20 < len(some) < 40
+    assert max(map(len, some)) < len(TROUBLE)
+    assert set.union(*some) == set(TROUBLE)

@@ -22,6 +22,7 @@ from typing import Any
 import pytest
 
 from durable_celery.errors import SideEffectError
+from durable_celery.events import RunFailed
 from durable_celery.workflow import AsyncWorkflowContext, WorkflowContext
 from tests.workflow.log import Run, charge, notify
 
@@ -40,7 +41,7 @@ EFFECTS: dict[str, Callable[[], object]] = {
 }
 if sys.version_info >= (3, 13):
     # Older versions start threads without telling.
-    EFFECTS["_thread.start_new_thread"] = threading.Thread(target=print).start
+    EFFECTS["_thread.start_joinable_thread"] = threading.Thread(target=print).start
 
 
 @pytest.mark.parametrize("event", EFFECTS)
@@ -95,6 +96,14 @@ def test_the_error_is_an_ordinary_exception_in_the_code() -> None:
     with pytest.raises(SideEffectError):
         Run(code).start()
     assert "time.sleep(1)" in seen[0], "the traceback is printed with its source"
+
+
+def test_a_failure_is_recorded_whose_line_cannot_be_parsed() -> None:
+    def code(ctx: WorkflowContext) -> None:
+        # To mark what failed in this line, traceback parses it as an expression; for the error the parser opens a file.
+        for key in "x": raise KeyError(key)  # fmt: skip # noqa: E701
+
+    assert isinstance(Run(code).start().outputs[-1], RunFailed)
 
 
 def test_branches_are_guarded_too() -> None:
