@@ -18,6 +18,7 @@ from celery import Task, current_app, shared_task, signals, states
 from celery.exceptions import Ignore, TaskPredicate
 from celery.utils import uuid
 
+from durable_celery.answering import Answering
 from durable_celery.app import EAGER, binding_of
 from durable_celery.client import WorkflowHandle
 from durable_celery.codec import HIDDEN, HiddenFailure, Place, check_id, place_of, rebuild
@@ -38,7 +39,7 @@ from durable_celery.rows import close_rows
 from durable_celery.steps import fail_unfit
 from durable_celery.store.protocol import NewRun
 from durable_celery.waits import RunWaits
-from durable_celery.workflow import AsyncWorkflowContext, Definition, WorkflowContext
+from durable_celery.workflow import AsyncWorkflowContext, Definition, Handlers, WorkflowContext
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -58,7 +59,7 @@ R = TypeVar("R")
 R_co = TypeVar("R_co", covariant=True)
 
 
-class DurableTask(Task, Generic[P, R_co]):
+class DurableTask(Answering, Task, Generic[P, R_co]):
     """The Celery task of a workflow.
 
     Its messages only wake the run: the worker takes the run's lease, goes on as far as it can, and ends the message
@@ -88,7 +89,7 @@ class DurableTask(Task, Generic[P, R_co]):
     @functools.cached_property
     def definition(self) -> Definition:
         """The workflow's name and code."""
-        return Definition(name=self.name, function=inspect.unwrap(type(self).workflow))
+        return Definition(name=self.name, function=inspect.unwrap(type(self).workflow), handlers=self.handlers)
 
     @property
     def _own_app(self) -> Celery:
@@ -399,9 +400,15 @@ def _decorate(
     entry.__signature__ = signature.replace(parameters=[own, *parameters[1:]])  # type: ignore[attr-defined]
     # An app's own decorator shares its tasks with the other apps of the process, unless told not to.
     maker: Any = functools.partial(app.task, shared=False) if app is not None else shared_task
+    handlers = Handlers(is_async=inspect.iscoroutinefunction(inspect.unwrap(function)))
     given: dict[str, Any] = {"base": DurableTask, **options, "bind": True, "workflow": staticmethod(function)}
+    given["handlers"] = handlers
     given["after_return"] = _noting(given["base"].after_return)
     task: DurableTask[..., Any] = maker(**given, **({"name": name} if name else {}))(entry)
+    for verb in (handlers.query, handlers.update):
+        # They decorate while modules are imported; asked for through Celery's proxy, they would make the task by that,
+        # and read the app's configuration too early.
+        object.__setattr__(task, verb.__name__, verb)
     return task
 
 

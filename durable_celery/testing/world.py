@@ -39,7 +39,7 @@ from durable_celery.store.protocol import (
 )
 from durable_celery.testing.surroundings import CLIENT, EPOCH, TICK, Clock, Message, OpenStore, Publisher, Task
 from durable_celery.testing.watch import Crash, Watch, WatchedStore
-from durable_celery.workflow import Definition
+from durable_celery.workflow import Definition, Handlers
 
 __all__ = [
     "CLIENT",
@@ -196,9 +196,9 @@ class World:
         """Register a function as a Celery task."""
         return self._register(Task(name or function.__name__, function))
 
-    def flow(self, function: Callable[..., Any], name: str | None = None) -> Task:
+    def flow(self, function: Callable[..., Any], name: str | None = None, *, handlers: Handlers | None = None) -> Task:
         """Register a function as a durable task; again under the same name, it is a new deploy."""
-        return self._register(Task(name or function.__name__, function, is_durable=True))
+        return self._register(Task(name or function.__name__, function, is_durable=True, handlers=handlers))
 
     def _register(self, task: Task) -> Task:
         self.tasks[task.name] = task
@@ -212,7 +212,8 @@ class World:
         """
         if name not in self.tasks:
             raise WorkflowCodeError(f"{name} is not registered")
-        return Definition(name=name, function=self.tasks[name].function)
+        task = self.tasks[name]
+        return Definition(name=name, function=task.function, handlers=task.handlers)
 
     # -- what clients do ---------------------------------------------------------------------------------------------
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
+
+from durable_celery.workflow.handlers import Handlers
 
 __all__ = ["Definition"]
 
@@ -18,6 +20,8 @@ class Definition:
     name: str
     #: The user's ``def`` or ``async def`` function; its first argument is the context.
     function: Callable[..., Any]
+    #: What it answers from outside.
+    handlers: Handlers = field(default_factory=Handlers)
 
     @property
     def is_async(self) -> bool:
