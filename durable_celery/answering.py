@@ -5,7 +5,7 @@ The handlers belong to the task, not to an app: all apps that share the task hav
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, TypeVar, overload
 
 from durable_celery.codec import check_id
 from durable_celery.errors import WorkflowConflictError
@@ -22,9 +22,10 @@ __all__ = ["Answering"]
 
 P = ParamSpec("P")
 R = TypeVar("R")
+R_co = TypeVar("R_co", covariant=True)
 
 
-class Answering:
+class Answering(Generic[R_co]):
     """The part of a durable task that says what its runs answer, and that begins a run with a word to it."""
 
     #: Queries and updates, the same ones in all apps that share the task; made by ``@durable_task``.
@@ -37,7 +38,7 @@ class Answering:
         def binding(self) -> Binding: ...  # noqa: D102
 
         apply_async: Callable[..., Any]
-        AsyncResult: Callable[[str], WorkflowHandle[Any]]
+        AsyncResult: Callable[[str], WorkflowHandle[R_co]]
 
     @overload
     def query(self, function: Callable[Concatenate[Any, P], R], /) -> Query[P, R]: ...
@@ -70,7 +71,7 @@ class Answering:
         kwargs: Mapping[str, Any] | None = None,
         key: str | None = None,
         **options: Any,
-    ) -> Any:
+    ) -> WorkflowHandle[R_co]:
         """Start a run, unless one with this id is open, and send it a signal; return its handle.
 
         An open run of this workflow is joined, whatever arguments it was started with. The two are two writes: if the
@@ -150,10 +151,10 @@ class Answering:
         args: Sequence[Any] | None,
         kwargs: Mapping[str, Any] | None,
         options: Mapping[str, Any],
-    ) -> WorkflowHandle[Any]:
+    ) -> WorkflowHandle[R_co]:
         """Start a run, or find the run of this workflow that has the id."""
         try:
-            handle: WorkflowHandle[Any] = self.apply_async(args, kwargs, task_id, **options)
+            handle: WorkflowHandle[R_co] = self.apply_async(args, kwargs, task_id, **options)
         except WorkflowConflictError:
             run = self.binding.client.store.get(task_id)
             if run is None or run.name != self.name:

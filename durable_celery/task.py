@@ -59,7 +59,7 @@ R = TypeVar("R")
 R_co = TypeVar("R_co", covariant=True)
 
 
-class DurableTask(Answering, Task, Generic[P, R_co]):
+class DurableTask(Answering[R_co], Task, Generic[P, R_co]):
     """The Celery task of a workflow.
 
     Its messages only wake the run: the worker takes the run's lease, goes on as far as it can, and ends the message

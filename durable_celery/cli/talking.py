@@ -12,6 +12,7 @@ from durable_celery import progress
 from durable_celery.cli.console import client_of, command, show_lines
 from durable_celery.codec import Codec
 from durable_celery.errors import DurableError
+from durable_celery.workflow import Note
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -75,7 +76,7 @@ def follow(ctx: click.Context, workflow_id: str, key: str | None, *, after: int,
             form = {"offset": one.offset, "at": one.at, "kind": one.kind, "key": one.key, "value": _plain(one.value)}
             show_lines(ctx, [json.dumps(form, ensure_ascii=False)])
         else:
-            sign = "=" if one.kind is progress.Note.PUBLISHED else "<<"
+            sign = "=" if one.kind is Note.PUBLISHED else "<<"
             show_lines(ctx, [f"{one.offset:>6}  {one.key} {sign} {one.value!r}"])
 
 

@@ -404,16 +404,17 @@ def test_a_long_history_is_read_from_its_end_for_one_key_and_whole_for_all(env: 
 
 
 def test_a_signal_with_start_starts_or_joins(env: Environment) -> None:
-    for number in range(2):
-        handle = talking.letters.signal_with_start("letter", number, args=(f"first {number}",), task_id="l")
+    handle = talking.letters.signal_with_start("letter", 0, args=("first 0",), task_id="l")
+    talking.letters.signal_with_start("letter", 1, args=("first 1",), task_id="l")
     assert handle.get() == ["first 0", 0, 1]
     with pytest.raises(WorkflowClosedError):
         talking.letters.signal_with_start("letter", 2, args=("first 0",), task_id="l")
 
 
 def test_a_signal_with_start_that_is_repeated_does_nothing_twice(env: Environment) -> None:
-    for _ in range(3):
-        handle = talking.letters.signal_with_start("letter", 1, args=("first",), task_id="l", key="one")
+    handle, *_ = [
+        talking.letters.signal_with_start("letter", 1, args=("first",), task_id="l", key="one") for _ in range(3)
+    ]
     assert len([item for item in handle.history() if isinstance(item.event, SignalReceived)]) == 1
     talking.letters.signal_with_start("letter", 2, args=("other",), task_id="l", key="two")
     assert handle.get() == ["first", 1, 2]
