@@ -30,6 +30,7 @@ def price(item: str) -> int:
 @durable_task(app=app)
 def basket(ctx: WorkflowContext, owner: str, size: int = 3) -> int:
     ctx.state.owner, ctx.state.lines, ctx.state.ctx = owner, [], ctx
+    ctx.logger.warning("the basket of %s", owner)
     ctx.publish("phase", "open")
     try:
         ctx.wait_until(lambda: len(ctx.state.lines) >= size)

@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -25,7 +26,7 @@ from durable_celery import (
     WorkflowNotFoundError,
     durable_task,
 )
-from durable_celery.errors import DurableError, InvalidRequestError, PayloadError, WorkflowCodeError
+from durable_celery.errors import DurableError, InboxFullError, InvalidRequestError, PayloadError, WorkflowCodeError
 from durable_celery.events import LocalStepCompleted, SignalReceived, StepScheduled
 from durable_celery.store.protocol import NewRun
 from durable_celery.testing import Environment, NothingLeftError
@@ -71,6 +72,14 @@ def test_a_query_of_a_run_that_has_ended_finds_the_state_as_it_ended(env: Enviro
     handle.update(talking.put, "apple")
     assert handle.get() == 2
     assert handle.query(talking.lines) == [talking.Line("apple", 1), talking.Line("the bag", 1)]
+
+
+def test_a_query_says_nothing_in_the_log(env: Environment, caplog: pytest.LogCaptureFixture) -> None:
+    handle = talking.basket.delay("ann")
+    assert handle.query(talking.lines) == []
+    assert "basket of ann" not in caplog.text
+    env.settle()
+    assert caplog.text.count("basket of ann") == 1
 
 
 def test_what_ends_the_replay_does_not_change_the_answer(env: Environment) -> None:
@@ -319,6 +328,30 @@ def test_an_update_of_a_run_that_waits_for_ever_is_told_by_the_environment(env: 
     handle = env.start(talking.basket, "ann")
     with pytest.raises(NothingLeftError):
         handle.update(talking.never)
+
+
+def test_an_update_of_a_run_that_never_begins_has_an_end(env: Environment) -> None:
+    handle = talking.basket.apply_async(("ann",), countdown=60)
+    update = handle.start_update(talking.put, "apple", key="k")
+    handle.cancel()
+    with pytest.raises(UpdateError, match="was cancelled before update 'k' was done"):
+        update.result()
+
+
+def test_an_update_that_comes_before_the_start_is_done_after_it(env: Environment) -> None:
+    handle = talking.basket.apply_async(("ann", 1), countdown=60)
+    assert handle.update(talking.put, "apple", timeout=61) == 1
+    assert handle.get() == 2
+
+
+def test_updates_that_no_turn_takes_in_are_limited(env: Environment) -> None:
+    handle = talking.basket.apply_async(("ann",), countdown=60)
+    handle.client = replace(handle.client, inbox_limit=3)
+    for _ in range(2):
+        handle.start_update(talking.put, "apple")
+    with pytest.raises(InboxFullError):
+        handle.start_update(talking.put, "apple")
+    assert len(handle.history()) == 3
 
 
 def test_a_signal_cannot_pass_for_an_update(env: Environment) -> None:
