@@ -25,6 +25,7 @@ if TYPE_CHECKING:
         StepIgnoredError,
         StepLostError,
         StepTimeoutError,
+        UpdateError,
         WaitTimeoutError,
         WorkflowCancelled,
         WorkflowClosedError,
@@ -34,7 +35,15 @@ if TYPE_CHECKING:
     from durable_celery.policy import RetryPolicy
     from durable_celery.steps import StepInfo, current_step
     from durable_celery.task import DurableTask, durable_task
-    from durable_celery.workflow import AsyncWorkflowContext, BatchResult, Tolerance, WorkflowContext
+    from durable_celery.updates import UpdateHandle
+    from durable_celery.workflow import (
+        AsyncWorkflowContext,
+        BatchResult,
+        Query,
+        Tolerance,
+        Update,
+        WorkflowContext,
+    )
 
 __all__ = [
     "AsyncWorkflowContext",
@@ -47,6 +56,7 @@ __all__ = [
     "DurableTask",
     "NonDeterminismError",
     "NonRetryable",
+    "Query",
     "RemoteError",
     "RetryAfter",
     "RetryPolicy",
@@ -56,6 +66,9 @@ __all__ = [
     "StepLostError",
     "StepTimeoutError",
     "Tolerance",
+    "Update",
+    "UpdateError",
+    "UpdateHandle",
     "WaitTimeoutError",
     "WorkflowCancelled",
     "WorkflowClosedError",
@@ -71,9 +84,12 @@ _HOMES = {
     "AsyncWorkflowContext": "workflow",
     "BatchResult": "workflow",
     "DurableTask": "task",
+    "Query": "workflow",
     "RetryPolicy": "policy",
     "StepInfo": "steps",
     "Tolerance": "workflow",
+    "Update": "workflow",
+    "UpdateHandle": "updates",
     "WorkflowContext": "workflow",
     "WorkflowHandle": "client",
     "current_step": "steps",

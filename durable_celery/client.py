@@ -18,13 +18,14 @@ from celery.exceptions import TaskRevokedError
 from celery.exceptions import TimeoutError as CeleryTimeoutError
 from celery.result import AsyncResult, assert_will_not_block
 
-from durable_celery.codec import Place, check_id, check_name, place_of, rebuild
+from durable_celery.codec import Place, check_id, check_name, check_own_name, place_of, rebuild
+from durable_celery.conversation import Conversation
 from durable_celery.errors import PayloadError, WorkflowClosedError, WorkflowNotFoundError
-from durable_celery.events import CancelRequested, RunCancelled, RunCompleted, SignalReceived
+from durable_celery.events import CancelRequested, RunCancelled, RunCompleted, SignalReceived, TerminalEvent
 from durable_celery.store.protocol import RunStatus
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from celery import Celery
 
@@ -77,12 +78,20 @@ class Client:
             PayloadError: the value cannot be recorded; nothing was written.
             InboxFullError: the run has not taken in ``durable_inbox_limit`` earlier inputs; nothing was written.
         """
+        self.add(workflow_id, *self.signal_event(workflow_id, name, value, key))
+
+    def signal_event(self, workflow_id: str, name: str, value: object, key: str | None) -> tuple[SignalReceived, str]:
+        """Return the input that a signal is, and its key; see :meth:`signal`. Nothing is written."""
         check_id(workflow_id)
-        check_name(name, "the name of a signal")
+        check_own_name(name, "the name of a signal")
         key = uuid4().hex if key is None else check_name(key, "the key of a signal")
         event = SignalReceived(name=name)
         payload = self.codec.encode(value, f"the value of signal {name!r}", place_of(event, workflow_id))
-        self._append(workflow_id, replace(event, payload=payload), f"signal:{key}", room=self.inbox_limit)
+        return replace(event, payload=payload), f"signal:{key}"
+
+    def add(self, workflow_id: str, event: Event, key: str) -> bool:
+        """Add an input, if there is room for it; return whether it is new."""
+        return self._append(workflow_id, event, key, room=self.inbox_limit)
 
     def cancel(self, workflow_id: str, reason: str = "") -> None:
         """Ask a run to stop: ``WorkflowCancelled`` is raised where it waits, and its clean-up code runs.
@@ -172,6 +181,66 @@ class Client:
             time.sleep(min(pause, left))
             pause = min(pause * 1.1, _LAST_LOOK)
 
+    def follow(
+        self, workflow_id: str, *, what: str, after: int = 0, each: float | None = None, total: float | None = None
+    ) -> Iterator[Recorded]:
+        """Yield the events after a seq as they are recorded, the run's end as the last one.
+
+        Args:
+            workflow_id: the run.
+            what: what there is none of, for the error, as a sentence that goes on with the time.
+            after: the seq.
+            each: how many seconds to wait for the next event; for ever, if it is not given.
+            total: how many seconds to wait in all.
+
+        Raises:
+            celery.exceptions.TimeoutError: nothing came in time.
+            WorkflowNotFoundError: there is no such run.
+        """
+        deadline = None if total is None else self.clock() + total
+        while True:
+            page = self.news(workflow_id, after, each if deadline is None else deadline - self.clock())
+            if page is None:
+                limit = each if total is None else total
+                raise CeleryTimeoutError(f"{what} within {limit} s{self.standing(workflow_id)}")
+            yield from page
+            if not page or isinstance(page[-1].event, TerminalEvent):
+                return
+            after = page[-1].seq
+
+    def news(self, workflow_id: str, after: int, timeout: float | None) -> list[Recorded] | None:
+        """Wait for events after a seq and return them; none where the run ended before it, None after ``timeout``."""
+        deadline = None if timeout is None else time.monotonic() + timeout
+        pause = _FIRST_LOOK
+        while True:
+            if events := self.store.history(check_id(workflow_id), after=after):
+                return events
+            run = self.describe(workflow_id)
+            if run.status.is_closed and run.length <= after:
+                return []
+            left = pause if deadline is None else deadline - time.monotonic()
+            if left <= 0:
+                return None
+            time.sleep(min(pause, left))
+            pause = min(pause * 1.1, _LAST_LOOK)
+
+    def clock(self) -> float:
+        """Return the time in seconds by which this client waits."""
+        return time.monotonic()
+
+    def standing(self, workflow_id: str) -> str:
+        """Say for the end of a sentence why a run does not go on."""
+        run = self.store.get(workflow_id)
+        if run is None:
+            return "; it was never started, or its retention has passed"
+        match run.status:
+            case RunStatus.BLOCKED:
+                return f"; it is blocked: {self.legible(run).reason.partition(chr(10))[0]}"
+            case RunStatus.PENDING:
+                return "; no worker has begun it"
+            case _:
+                return f"; it waits for {run.waiting}" if run.waiting else ""
+
     def outcome(self, event: Event, workflow_id: str) -> Any:
         """Return the result of a terminal event, or the exception that it stands for.
 
@@ -190,13 +259,14 @@ class Client:
             return None
         return self.store.history(record.workflow_id, after=record.length - 1, limit=1)[0]
 
-    def _append(self, workflow_id: str, event: Event, key: str, *, room: int = 0) -> None:
+    def _append(self, workflow_id: str, event: Event, key: str, *, room: int = 0) -> bool:
         answer = self.store.append(check_id(workflow_id), event, key=key, room=room)
         self.engine.publish([answer.message])
+        return answer.added
 
 
-class WorkflowHandle(AsyncResult, Generic[R]):
-    """A started workflow: an ``AsyncResult`` that reads the log, and can also signal, cancel and show its history.
+class WorkflowHandle(Conversation, AsyncResult, Generic[R]):
+    """A started workflow: an ``AsyncResult`` that reads the log, and can also talk to its run and steer it.
 
     ``state`` is PENDING, STARTED, BLOCKED, SUCCESS, FAILURE or REVOKED.
     """
@@ -244,7 +314,7 @@ class WorkflowHandle(AsyncResult, Generic[R]):
         if end is None and self.client.store.get(self.id) is None and self._ended_without_run():
             return self.maybe_throw(propagate, callback)  # type: ignore[no-any-return] # Celery is untyped
         if end is None:
-            msg = f"workflow {self.id} did not end within {timeout} s{self._standing()}"
+            msg = f"workflow {self.id} did not end within {timeout} s{self.client.standing(self.id)}"
             raise CeleryTimeoutError(msg)
         value = self.client.outcome(end.event, self.id)
         if callback is not None:
@@ -288,19 +358,6 @@ class WorkflowHandle(AsyncResult, Generic[R]):
     def history(self) -> list[Recorded]:
         """See :meth:`Client.history`."""
         return self.client.history(self.id)
-
-    def _standing(self) -> str:
-        """Say for the end of a sentence why the run has not ended yet."""
-        run = self.client.store.get(self.id)
-        if run is None:
-            return "; it was never started, or its retention has passed"
-        match run.status:
-            case RunStatus.BLOCKED:
-                return f"; it is blocked: {self.client.legible(run).reason.partition(chr(10))[0]}"
-            case RunStatus.PENDING:
-                return "; no worker has begun it"
-            case _:
-                return f"; it waits for {run.waiting}" if run.waiting else ""
 
     def _get_task_meta(self) -> dict[str, Any]:
         # AsyncResult reads state, result, traceback and the rest from here.

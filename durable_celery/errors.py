@@ -16,6 +16,7 @@
     +-- CompensationError           a saga could not undo all that it had done
     +-- RetryAfter                  raised by a task: try again, after so many seconds
     +-- NonRetryable                raised by a task: do not try again
+    +-- UpdateError                 an update came to no end of its own
     +-- WaitTimeoutError            a wait with a timeout (also a TimeoutError)
     +-- RemoteError                 a failure whose class cannot be rebuilt here
     +-- StepTimeoutError            a step did not end within its timeout
@@ -68,6 +69,7 @@ __all__ = [
     "StoreError",
     "StoreUnavailableError",
     "UnknownTaskError",
+    "UpdateError",
     "WaitTimeoutError",
     "WorkflowCancelled",
     "WorkflowClosedError",
@@ -153,6 +155,10 @@ class WorkflowClosedError(DurableError):
 
 class WaitTimeoutError(DurableError, TimeoutError):
     """A wait ended by its timeout, not by what it waited for."""
+
+
+class UpdateError(DurableError):
+    """An update came to no end of its own: it was cancelled, or its run ended before it was done."""
 
 
 class BatchFailedError(DurableError):

@@ -18,6 +18,7 @@ from celery import Task, current_app, signals, states
 from celery.exceptions import Ignore, TaskPredicate
 from celery.utils import uuid
 
+from durable_celery.answering import Answering
 from durable_celery.app import EAGER, binding_of
 from durable_celery.client import WorkflowHandle
 from durable_celery.codec import HIDDEN, HiddenFailure, Place, check_id, place_of, rebuild
@@ -39,7 +40,7 @@ from durable_celery.steps import fail_unfit
 from durable_celery.store.protocol import NewRun
 from durable_celery.versions import Recipe, check_version, register
 from durable_celery.waits import RunWaits
-from durable_celery.workflow import AsyncWorkflowContext, Definition, WorkflowContext
+from durable_celery.workflow import AsyncWorkflowContext, Definition, Handlers, WorkflowContext
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -59,7 +60,7 @@ R = TypeVar("R")
 R_co = TypeVar("R_co", covariant=True)
 
 
-class DurableTask(Task, Generic[P, R_co]):
+class DurableTask(Answering[R_co], Task, Generic[P, R_co]):
     """The Celery task of a workflow.
 
     Its messages only wake the run: the worker takes the run's lease, goes on as far as it can, and ends the message
@@ -95,7 +96,12 @@ class DurableTask(Task, Generic[P, R_co]):
     @functools.cached_property
     def definition(self) -> Definition:
         """The workflow's name, code and version."""
-        return Definition(name=self.name, function=inspect.unwrap(type(self).workflow), version=self.version)
+        return Definition(
+            name=self.name,
+            function=inspect.unwrap(type(self).workflow),
+            version=self.version,
+            handlers=self.handlers,
+        )
 
     @property
     def _own_app(self) -> Celery:
@@ -443,9 +449,15 @@ def _decorate(
     del entry.__wrapped__  # type: ignore[attr-defined] # update_wrapper sets it; Celery would read the signature there
     own = inspect.Parameter("self", inspect.Parameter.POSITIONAL_OR_KEYWORD)
     entry.__signature__ = signature.replace(parameters=[own, *parameters[1:]])  # type: ignore[attr-defined]
+    handlers = Handlers(is_async=inspect.iscoroutinefunction(inspect.unwrap(function)))
     given: dict[str, Any] = {"base": DurableTask, **options, "bind": True, "workflow": staticmethod(function)}
+    given["handlers"] = handlers
     given["after_return"] = _noting(given["base"].after_return)
     task: DurableTask[..., Any] = register(Recipe(entry, name, options["version"], given), app)
+    for verb in (handlers.query, handlers.update):
+        # They decorate while modules are imported; asked for through Celery's proxy, they would make the task by that,
+        # and read the app's configuration too early.
+        object.__setattr__(task, verb.__name__, verb)
     return task
 
 

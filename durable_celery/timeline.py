@@ -26,6 +26,7 @@ from durable_celery.events import (
     TimerFired,
     TimerStarted,
 )
+from durable_celery.workflow import UPDATE, Note, is_update, read_note
 from durable_celery.workflow.story import instant
 
 if TYPE_CHECKING:
@@ -125,7 +126,7 @@ class _Teller:
                 text = self._call(event.name, event) + self._conditions(event, item)
                 return "started", text
             case SignalReceived():
-                return "signal", f"{event.name} = {self._value(event)}"
+                return self._request(event) if is_update(event) else ("signal", f"{event.name} = {self._value(event)}")
             case CancelRequested():
                 reason = self.codec.legible(event.reason, place_of(event, self.workflow_id))
                 return "cancel", f"requested: {reason}" if reason else "requested"
@@ -189,11 +190,35 @@ class _Teller:
             return f"failed: {self._failure(event)}"
         return f"-> {self._value(event)}"
 
+    def _request(self, event: SignalReceived) -> tuple[str, str]:
+        """Tell of an update that was asked for; its key comes first in the payload."""
+        name, place = event.name.removeprefix(UPDATE), place_of(event, self.workflow_id)
+        try:
+            key, args, kwargs = self.codec.decode(event.payload, place)
+            words = [*map(repr, args), *(f"{word}={item!r}" for word, item in kwargs.items())]
+        except (DurableError, TypeError, ValueError, AttributeError):
+            return "update", f"{name} {_cut(event.payload or '', self.limit)}"
+        return "update", f"{key}: {name}({_cut(', '.join(words), self.limit)})"
+
+    def _note(self, event: Event, note: Note, key: str) -> tuple[str, str]:
+        """Tell what the code published, and how it answered an update."""
+        match note:
+            case Note.PUBLISHED:
+                return "published", f"{key} = {self._value(event)}"
+            case Note.STREAM:
+                return "stream", f"{key} << {self._value(event)}"
+            case Note.REFUSED:
+                return "update", f"{key} refused: {self._failure(event)}"
+            case Note.UPDATED:
+                return "update", f"{key} {self._outcome(event)}"
+
     def _own(self, event: Event) -> tuple[str, str]:
         """Tell what the code did by itself, and how it ended."""
         match event:
             case PatchMarked():
                 return f"patch {event.number}", event.patch_id
+            case LocalStepCompleted() | LocalStepFailed() if note := read_note(event):
+                return self._note(event, *note)
             case LocalStepCompleted() | LocalStepFailed():
                 return f"local {event.number}", f"{event.name} {self._outcome(event)}"
             case RunCompleted():

@@ -44,6 +44,7 @@ def make_app(config: Mapping[str, Any]) -> Celery:
     for workflow in (sequence, fan_out, nap, approval, guarded, local, retrying, held, poisoned, held_local):
         durable_task(name=workflow.__name__, app=app, shared=False)(workflow)
     durable_task(name="asequence", app=app, shared=False)(asequence)
+    durable_task(name="talkative", app=app, shared=False)(talkative).update(tell)
     app.finalize()
     return app
 
@@ -159,6 +160,22 @@ def _local_effect(directory: str, word: str) -> str:
 def retrying(ctx: WorkflowContext, directory: str) -> list[int]:
     policy = RetryPolicy(initial_interval=0.05, maximum_attempts=5)
     return [ctx.step("flaky", 2), ctx.options(retry=policy).step("unsteady", directory, 2)]
+
+
+def talkative(ctx: WorkflowContext, count: int) -> list[int]:
+    """End when so many updates have been done."""
+    ctx.state.told = []
+    ctx.wait_until(lambda: len(ctx.state.told) >= count and not ctx.open_updates)
+    return sorted(ctx.state.told)
+
+
+def tell(ctx: WorkflowContext, directory: str, number: int) -> int:
+    """Do a step, and tell of it in each way that there is."""
+    value = ctx.step("effect", directory, number, 0.02)
+    ctx.state.told.append(number)
+    ctx.publish("last", number)
+    ctx.stream("told").append([number, len(ctx.state.told)])
+    return int(value)
 
 
 def held(ctx: WorkflowContext, directory: str, name: str) -> list[int]:

@@ -13,14 +13,15 @@ import click
 
 from durable_celery.cli.export import export
 from durable_celery.cli.runs import cancel, history, list_, show, signal
+from durable_celery.cli.talking import follow, query, update
 
 __all__ = ["durable"]
 
 
 @click.group()
 def durable() -> None:
-    """Look at durable workflows, signal and cancel them, save their histories."""
+    """Look at durable workflows, talk to them and cancel them, save their histories."""
 
 
-for _command in (list_, show, history, export, signal, cancel):
+for _command in (list_, show, history, export, signal, cancel, query, update, follow):
     durable.add_command(_command)

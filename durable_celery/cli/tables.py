@@ -21,6 +21,7 @@ from durable_celery.events import (
 )
 from durable_celery.store.protocol import RunStatus, StepKey
 from durable_celery.timeline import call, duration, failure, value
+from durable_celery.workflow import Note, read_note
 from durable_celery.workflow.story import instant
 
 if TYPE_CHECKING:
@@ -129,6 +130,11 @@ def _facts(run: RunRecord, history: Sequence[Recorded], codec: Codec) -> Iterato
         yield "outcome", tell(end.payload, codec, place=place_of(end, run.workflow_id, run.run))
     elif run.status is not RunStatus.BLOCKED:
         yield "waits for", _waiting(run)
+    notes = ((item, read_note(item.event)) for item in history)
+    shown = {note[1]: item for item, note in notes if note is not None and note[0] is Note.PUBLISHED}
+    for key, item in shown.items():
+        place = place_of(item.event, run.workflow_id, run.run)
+        yield "published", f"{key} = {value(item.event.payload, codec, place=place)}"
     yield "history", f"{run.length} events"
     if run.owner:
         yield "turn", f"runs now, in {_owner(run.owner)}"

@@ -16,7 +16,7 @@ from durable_celery.codec.chain import chain_of
 from durable_celery.codec.compression import Deflate
 from durable_celery.codec.crypto import AesGcm
 from durable_celery.codec.failures import HiddenFailure, failure_of, failure_text, rebuild
-from durable_celery.codec.ids import check_id, check_name
+from durable_celery.codec.ids import RESERVED, check_id, check_name, check_own_name
 from durable_celery.codec.offload import Blobs, Offload
 from durable_celery.codec.places import Place, place_of
 from durable_celery.codec.ports import KeyedDigest, PayloadCodec
@@ -24,6 +24,7 @@ from durable_celery.codec.values import HIDDEN, Codec, digest, summary
 
 __all__ = [
     "HIDDEN",
+    "RESERVED",
     "AesGcm",
     "Blobs",
     "Codec",
@@ -38,6 +39,7 @@ __all__ = [
     "chain_of",
     "check_id",
     "check_name",
+    "check_own_name",
     "digest",
     "failure_of",
     "failure_text",

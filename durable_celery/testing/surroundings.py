@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 from durable_celery.store.protocol import RunMessage, StepMessage, Store
+from durable_celery.workflow import Handlers
 
 __all__ = ["CLIENT", "EPOCH", "TICK", "Clock", "Message", "OpenStore", "Publisher", "Task"]
 
@@ -42,9 +43,18 @@ class OpenStore(Store, Protocol):
 class Task:
     """A function of the test that looks like a Celery task, or like a durable task."""
 
-    def __init__(self, name: str, function: Callable[..., Any], *, is_durable: bool = False, version: int = 1) -> None:
-        """Give a function the name under which histories and messages know it."""
+    def __init__(
+        self,
+        name: str,
+        function: Callable[..., Any],
+        *,
+        is_durable: bool = False,
+        version: int = 1,
+        handlers: Handlers | None = None,
+    ) -> None:
+        """Give a function the name under which histories and messages know it, and what it answers."""
         self.name, self.function, self.is_durable, self.version = name, function, is_durable, version
+        self.handlers = handlers or Handlers()
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Call the function."""

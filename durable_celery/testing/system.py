@@ -323,6 +323,22 @@ class LocalClient(Client):
             self.system.run_until(is_done, timeout)
         return self.ending(workflow_id)
 
+    def news(self, workflow_id: str, after: int, timeout: float | None) -> list[Recorded] | None:
+        """Let the system run until there are events after a seq; see :meth:`Client.news`."""
+        __tracebackhide__ = True
+
+        def is_there() -> bool:
+            run = self.describe(workflow_id)
+            return run.length > after or run.status.is_closed
+
+        if not is_there() and not self.system.run_until(is_there, timeout):
+            return None
+        return self.store.history(workflow_id, after=after)
+
+    def clock(self) -> float:
+        """Return the time of the test."""
+        return self.system.clock.now / 1000
+
 
 class _CheckedEngine(Engine):
     """An engine whose runs are replayed from the start when they end, and that tells the test what blocks a run."""

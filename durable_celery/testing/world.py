@@ -39,7 +39,7 @@ from durable_celery.store.protocol import (
 )
 from durable_celery.testing.surroundings import CLIENT, EPOCH, TICK, Clock, Message, OpenStore, Publisher, Task
 from durable_celery.testing.watch import Crash, Watch, WatchedStore
-from durable_celery.workflow import Definition
+from durable_celery.workflow import Definition, Handlers
 
 __all__ = [
     "CLIENT",
@@ -197,9 +197,16 @@ class World:
         """Register a function as a Celery task."""
         return self._register(Task(name or function.__name__, function))
 
-    def flow(self, function: Callable[..., Any], name: str | None = None, *, version: int = 1) -> Task:
+    def flow(
+        self,
+        function: Callable[..., Any],
+        name: str | None = None,
+        *,
+        version: int = 1,
+        handlers: Handlers | None = None,
+    ) -> Task:
         """Register a function as a durable task; again under the same name and version, it is a new deploy."""
-        task = Task(name or function.__name__, function, is_durable=True, version=version)
+        task = Task(name or function.__name__, function, is_durable=True, version=version, handlers=handlers)
         self.flows[task.name, version] = task
         return self._register(task)
 
@@ -217,7 +224,8 @@ class World:
             raise WorkflowCodeError(f"{name} is not registered")
         if (name, version) not in self.flows:
             raise WorkflowCodeError(f"version {version} of {name} is not registered")
-        return Definition(name=name, function=self.flows[name, version].function, version=version)
+        task = self.flows[name, version]
+        return Definition(name=name, function=task.function, version=version, handlers=task.handlers)
 
     # -- what clients do ---------------------------------------------------------------------------------------------
 

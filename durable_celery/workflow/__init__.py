@@ -11,25 +11,37 @@ from durable_celery.workflow.blocking import WorkflowContext
 from durable_celery.workflow.context import WorkflowInfo
 from durable_celery.workflow.definition import Definition
 from durable_celery.workflow.execution import Execution, replay
+from durable_celery.workflow.handlers import Handlers, Query, State, Update
 from durable_celery.workflow.handles import Handle, RaceResult, StepHandle
 from durable_celery.workflow.logger import WorkflowLogger
+from durable_celery.workflow.notes import Note, Stream, read_note
 from durable_celery.workflow.tasks import ParentClose, TaskLike
+from durable_celery.workflow.updates import UPDATE, is_update
 
 __all__ = [
+    "UPDATE",
     "AsyncWorkflowContext",
     "BatchItem",
     "BatchResult",
     "Definition",
     "Execution",
     "Handle",
+    "Handlers",
     "ItemStatus",
+    "Note",
     "ParentClose",
+    "Query",
     "RaceResult",
+    "State",
     "StepHandle",
+    "Stream",
     "TaskLike",
     "Tolerance",
+    "Update",
     "WorkflowContext",
     "WorkflowInfo",
     "WorkflowLogger",
+    "is_update",
+    "read_note",
     "replay",
 ]

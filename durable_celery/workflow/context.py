@@ -15,7 +15,8 @@ from typing import Any, Concatenate, ParamSpec, Self, TypeVar, overload
 from uuid import UUID
 
 from durable_celery.policy import RetryPolicy
-from durable_celery.workflow import verbs
+from durable_celery.workflow import notes, verbs
+from durable_celery.workflow.handlers import State
 from durable_celery.workflow.handles import Handle, StepHandle
 from durable_celery.workflow.logger import WorkflowLogger
 from durable_celery.workflow.machine import Machine
@@ -133,6 +134,33 @@ class Context:
         the mark that ``patched`` left; the marks that this call leaves stop nobody.
         """
         self._machine.patched(change_id, is_deprecated=True)
+
+    @property
+    def state(self) -> State:
+        """What the run shows of itself: set attributes, for queries, validators and updates to read."""
+        return self._machine.state
+
+    @property
+    def open_updates(self) -> int:
+        """How many updates have come and have no outcome yet; the end of the code ends them without one."""
+        return self._machine.updates.open
+
+    def publish(self, key: str, value: Any) -> None:
+        """Record the newest value under a key, for readers outside; it costs one event.
+
+        Raises:
+            InvalidRequestError: the key cannot be one.
+            PayloadError: the value cannot be recorded.
+        """
+        notes.publish(self._machine, key, value)
+
+    def stream(self, name: str) -> notes.Stream:
+        """Return an ordered list of values for readers outside, to be added to with ``append``; each costs one event.
+
+        Raises:
+            InvalidRequestError: the name cannot be one.
+        """
+        return notes.Stream(self._machine, name)
 
     @property
     def logger(self) -> WorkflowLogger:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
+
+from durable_celery.workflow.handlers import Handlers
 
 __all__ = ["Definition"]
 
@@ -21,6 +23,8 @@ class Definition:
     function: Callable[..., Any]
     #: Which of the functions that are registered under the name side by side.
     version: int = 1
+    #: What it answers from outside.
+    handlers: Handlers = field(default_factory=Handlers)
 
     @property
     def is_async(self) -> bool:

@@ -11,7 +11,6 @@ import asyncio
 import inspect
 from collections.abc import Callable, Coroutine, Iterable, Sequence
 from functools import lru_cache, partial
-from pathlib import Path
 from typing import Any
 
 from durable_celery.codec import Codec, failure_text, place_of
@@ -35,13 +34,14 @@ from durable_celery.workflow import guard
 from durable_celery.workflow.awaited import AsyncWorkflowContext
 from durable_celery.workflow.blocking import WorkflowContext
 from durable_celery.workflow.definition import Definition
+from durable_celery.workflow.frames import without_own_frames
+from durable_celery.workflow.handlers import State
 from durable_celery.workflow.interrupts import is_interrupt
 from durable_celery.workflow.machine import Machine
 from durable_celery.workflow.story import instant
 
 __all__ = ["Execution", "replay"]
 
-_OWN = f"{Path(__file__).parent}/"
 #: How many generations of tasks that are started while the code is being ended are ended too.
 _PATIENCE = 20
 #: About what an event takes besides its payload, in bytes.
@@ -100,6 +100,11 @@ class Execution:
         return self._machine.closed
 
     @property
+    def state(self) -> State:
+        """What the code shows of itself at :attr:`position`."""
+        return self._machine.state
+
+    @property
     def open_steps(self) -> int:
         """How many steps had no outcome yet at :attr:`position`."""
         return self._machine.open_steps
@@ -127,6 +132,7 @@ class Execution:
         *,
         fresh_after: int = 0,
         before_local: Callable[[], None] | None = None,
+        keep: bool = False,
     ) -> None:
         """Apply the events that follow :attr:`position`, up to the end of the history as far as it is known.
 
@@ -136,6 +142,7 @@ class Execution:
             events: consecutive events, inputs and outputs.
             fresh_after: inputs up to this seq were applied by an earlier turn; the code's logger is silent for them.
             before_local: called before a new local step runs; what it raises comes out of here untouched.
+            keep: leave what goes on when the code has ended as it is, for somebody to look at; else it is evicted.
 
         Raises:
             NonDeterminismError: the code does not do what the history says.
@@ -156,7 +163,7 @@ class Execution:
         except BaseException:
             self.evict()
             raise
-        if self.closed:
+        if self.closed and not keep:
             self._unwind()
 
     def take_outputs(self) -> tuple[Event, ...]:
@@ -259,6 +266,7 @@ class Execution:
         self._begun = True
         code = partial(function, context, *args, **kwargs)
         self._main = self._machine.loop.create_task(self._run(code))
+        self._machine.updates.begin(context, self.definition.handlers)
 
     async def _run(self, code: Callable[[], Any]) -> None:
         """Run the workflow function and issue its end."""
@@ -272,7 +280,7 @@ class Execution:
         except BaseException as error:  # noqa: BLE001 - whatever user code raises is the run's outcome
             if is_interrupt(error):
                 machine.stop(error)
-            kind, text = self._end_of(error), failure_text(_without_own_frames(error), machine.codec)
+            kind, text = self._end_of(error), failure_text(without_own_frames(error), machine.codec)
         if not (machine.fault or machine.driver.unwinding):
             machine.close(kind, text)
 
@@ -303,6 +311,7 @@ class Execution:
             self._machine.loop.call_soon(self._machine.close, RunCancelled, failure)
         else:
             self._cancelling = True
+            self._machine.loop.call_soon(self._machine.updates.cancel)
             self._machine.loop.call_soon(self._main.cancel, event.reason or None)
 
     def _cancelled(self) -> WorkflowCancelled:
@@ -365,14 +374,6 @@ class _Main(Coroutine[Any, Any, Any]):
 
     def __next__(self) -> Any:
         return self.send(None)
-
-
-def _without_own_frames(error: BaseException) -> BaseException:
-    """Cut the frames of this package off the head of a traceback: it begins with the user's function."""
-    trace = error.__traceback__
-    while trace is not None and trace.tb_frame.f_code.co_filename.startswith(_OWN):
-        trace = trace.tb_next
-    return error if trace is None else error.with_traceback(trace)
 
 
 def replay(definition: Definition, workflow_id: str, history: Iterable[Recorded], codec: Codec) -> Execution:

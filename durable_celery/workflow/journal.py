@@ -14,7 +14,7 @@ from collections.abc import Iterable
 
 from durable_celery.codec import Codec
 from durable_celery.errors import NonDeterminismError
-from durable_celery.events import Event, Output, PatchMarked, Recorded
+from durable_celery.events import Event, LocalStepFailed, Output, PatchMarked, Recorded
 from durable_celery.workflow.story import Line, difference, tell
 
 __all__ = ["Journal"]
@@ -37,7 +37,8 @@ class Journal:
         self._pending: dict[int, Output] = {}
         self._unconfirmed: dict[int, Output] = {}
         self._trail: deque[Line] = deque(maxlen=_BEFORE)
-        #: Where the code took the old side of a change: the input's seq, and the number that the mark would have had.
+        #: Where history decided by going on: the code took the old side of a change, or did not refuse an update. The
+        #: input's seq, and the number that the mark would have had.
         self.old_sides: list[tuple[int, int]] = []
         # Deprecated marks that were passed over: the code may ask for them, and need not.
         self._passed: set[str] = set()
@@ -138,6 +139,19 @@ class Journal:
             self._causes[mark.cause] -= 1
             self._passed.add(mark.patch_id)
             self.next += 1
+
+    def was_refused(self, name: str, cause: int) -> bool | None:
+        """Tell whether history has a refusal of this name next; None where it has nothing, so that the code decides.
+
+        A history that goes on otherwise was written by code that did not refuse.
+        """
+        record = self._records.get(self.next)
+        if isinstance(record, LocalStepFailed) and record.name == name:
+            return True
+        if not self._records:
+            return None
+        self.old_sides.append((cause, self.next))
+        return False
 
     def settle(self, seq: int) -> None:
         """Check, after the code came to rest on input ``seq``, that it issued all that history says it caused.

@@ -35,6 +35,7 @@ from durable_celery.events import (
 )
 from durable_celery.workflow.conditions import Conditions
 from durable_celery.workflow.driver import Driver
+from durable_celery.workflow.handlers import State
 from durable_celery.workflow.handles import Handle, StepHandle
 from durable_celery.workflow.interrupts import is_interrupt
 from durable_celery.workflow.journal import Journal
@@ -42,6 +43,7 @@ from durable_celery.workflow.loop import make_loop
 from durable_celery.workflow.signals import Signals
 from durable_celery.workflow.story import instant
 from durable_celery.workflow.tasks import CallOptions, ParentClose, check_arguments, options_of_call, resolve
+from durable_celery.workflow.updates import Updates, is_update
 
 __all__ = ["Machine"]
 
@@ -66,6 +68,9 @@ class Machine:
         self.driver = Driver(self.loop, self.remember)
         self.signals = Signals()
         self.conditions = Conditions()
+        self.updates = Updates(self)
+        #: What the run shows of itself to queries.
+        self.state = State()
         self.logger = logging.getLogger(f"durable_celery.workflow.{name}")
         #: Workflow time: when the input that is being applied was recorded, in milliseconds since 1970.
         self.now = 0
@@ -239,8 +244,8 @@ class Machine:
         return handle
 
     def wake(self) -> bool:
-        """Make something ready, now that all code waits, if a condition has become true; tell whether (loop)."""
-        return self.conditions.meet()
+        """Make something ready, now that all code waits: a condition that has become true, an update (loop)."""
+        return self.conditions.meet() or self.updates.begin_next()
 
     def patched(self, patch_id: str, *, is_deprecated: bool = False) -> bool:
         """Decide, once, whether the code takes the new side of a change."""
@@ -296,6 +301,13 @@ class Machine:
             return LocalStepFailed(**record, payload=failure_of(error, self.codec, place))
         return LocalStepCompleted(**record, payload=self.codec.seal(text, place))
 
+    def record(self, kind: type[LocalStepCompleted | LocalStepFailed], name: str, text: str, outcome: str) -> None:
+        """Record what the code has worked out by itself: a text that a replay must repeat, and its JSON outcome."""
+        number = self.journal.next
+        digest = self._digest(text, self.place("local", number))
+        payload = self._sealed(outcome, self.place("outcome", number))
+        self.issue(kind(number=number, cause=self.cause, name=name, digest=digest, payload=payload))
+
     async def children_end(self) -> None:
         """Wait for the child runs that the run's end has to wait for."""
         if children := [step for step in self._steps.values() if step.parent_close is ParentClose.WAIT]:
@@ -307,6 +319,9 @@ class Machine:
             policy = handle.parent_close
             if policy is ParentClose.CANCEL or (kind is RunCancelled and policy is not ParentClose.ABANDON):
                 self._cancel(self._steps, number)
+        if self.updates.open and not self.is_replaying:
+            story = "workflow %s ended before %s of its updates were done; ctx.open_updates tells of them"
+            self.logger.warning(story, self.workflow_id, self.updates.open)
         payload = self._sealed(text, self.place("end"))
         self.issue(kind(number=self.journal.next, cause=self.cause, payload=payload))
         self.closed = True
@@ -354,7 +369,10 @@ class Machine:
             timer.fire()
 
     def receive_signal(self, event: SignalReceived) -> None:
-        """Give a signal to who waits for it, or keep it."""
+        """Give a signal to who waits for it, or keep it; or begin what it asks for."""
+        if is_update(event):
+            self.updates.receive(event)
+            return
         self.signals.receive(event.name, self.codec.decode(event.payload, place_of(event, self.workflow_id)))
 
     @property

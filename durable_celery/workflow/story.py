@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any, NamedTuple
 
-from durable_celery.codec import Codec, summary
+from durable_celery.codec import RESERVED, Codec, summary
 from durable_celery.errors import DurableError
 from durable_celery.events import (
     CommandCancelled,
@@ -95,7 +95,9 @@ def describe(command: Output | None, codec: Codec) -> str:
             child = "child " if command.kind == "workflow" else ""
             return f"{child}{word} {command.task}{_call(command.payload, codec)} #{_short(command.digest)}"
         case LocalStepCompleted() | LocalStepFailed():
-            return f"{word} {command.name} #{_short(command.digest)}"
+            if command.name.startswith(RESERVED):
+                word = "note"
+            return f"{word} {command.name.removeprefix(RESERVED)} #{_short(command.digest)}"
         case TimerStarted():
             return f"{word} until {instant(command.due_at):%Y-%m-%d %H:%M:%S}"
         case PatchMarked():

@@ -22,6 +22,7 @@ from durable_celery.workflow.batch import BatchResult, Tolerance, items_of, run_
 from durable_celery.workflow.driver import run_awaitable
 from durable_celery.workflow.handles import Handle, RaceResult, drop_all
 from durable_celery.workflow.machine import Machine
+from durable_celery.workflow.notes import check_local_name
 from durable_celery.workflow.story import EPOCH
 from durable_celery.workflow.tasks import CallOptions, is_function
 
@@ -212,7 +213,7 @@ async def run(
     """Run a function here and now, as a local step; with a retry policy again after durable waits."""
     machine.check()
     options.check_local()
-    name = options.name or name_of(function)
+    name = check_local_name(options.name or name_of(function))
     text = machine.codec.dumps([list(args), kwargs], f"the arguments of local step {name}")
     policy = options.retry
     for attempt in count(1):

@@ -426,3 +426,39 @@ def two_halves(ctx: WorkflowContext, key: str) -> str:
 @workflow(name="shop.quiet_flow", ignore_result=True)
 def quiet_flow(ctx: WorkflowContext, x: int) -> int:
     return int(ctx.step(add, x, 1))
+
+
+@workflow(name="shop.counts")
+def counts(ctx: WorkflowContext, until: int) -> int:
+    ctx.state.total = 0
+    ctx.wait_until(lambda: ctx.state.total >= until and not ctx.open_updates)
+    return int(ctx.state.total)
+
+
+@counts.query(name="total")
+def total_so_far(state: Any) -> int:
+    return int(state.total)
+
+
+@counts.update
+def count_on(ctx: WorkflowContext, number: int) -> int:
+    # The step first: other updates go on while it is executed.
+    counted = ctx.step(add, number, 0)
+    ctx.state.total += counted
+    ctx.stream("totals").append(ctx.state.total)
+    return int(ctx.state.total)
+
+
+@task(name="shop.ask_total")
+def ask_total(workflow_id: str) -> int:
+    return int(counts.AsyncResult(workflow_id).query(total_so_far))
+
+
+@task(name="shop.count_on_from_a_task")
+def count_on_from_a_task(workflow_id: str) -> str:
+    update = counts.AsyncResult(workflow_id).start_update(count_on, 1, key="from a task")
+    try:
+        update.result()
+    except RuntimeError as error:
+        return str(error)
+    return "not refused"

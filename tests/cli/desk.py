@@ -33,6 +33,26 @@ def approval(ctx: WorkflowContext, text: str) -> Any:
     return [noted, decision]
 
 
+@approval.query
+def deputy(state: Any, default: str = "nobody", *, loud: bool = False) -> str:
+    found = getattr(state, "deputy", default)
+    return found.upper() if loud else found
+
+
+@approval.update
+def name_deputy(ctx: WorkflowContext, who: str) -> str:
+    ctx.state.deputy = who
+    ctx.publish("deputy", who)
+    ctx.stream("talk").append(ctx.step(note, who))
+    return f"{who} it is"
+
+
+@name_deputy.validator
+def _(_: Any, who: str) -> None:
+    if who == "zoe":
+        raise ValueError("zoe is away")
+
+
 @durable_task(app=app, name="desk.mail")
 def mail(ctx: WorkflowContext) -> None:
     ctx.options(retry=LATER).step(stumble)

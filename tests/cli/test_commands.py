@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pty
 import re
@@ -115,6 +116,36 @@ def test_signals_with_one_key_are_one(desk: Desk, waiting: str) -> None:
     assert [(event.name, event.payload) for event in signals] == [("hint", '"red"')]
 
 
+def test_query_update_and_follow_talk_to_a_run(desk: Desk) -> None:
+    workflow_id = desk.start("approval", "a boat", workflow_id="boat-1", until="signal decision")
+
+    assert desk.text("query", workflow_id, "deputy") == '"nobody"\n'
+    assert desk.json("query", workflow_id, "deputy", '"somebody"') == "somebody"
+    for _ in range(2):
+        assert desk.json("update", workflow_id, "name_deputy", '"tom"', "--key", "k1", "--timeout", "30") == "tom it is"
+    assert desk.text("query", workflow_id, "deputy") == '"tom"\n'
+    assert re.search(r"^  published +deputy = 'tom'$", desk.text("show", workflow_id), re.MULTILINE)
+    refused = desk.run("update", workflow_id, "name_deputy", '"zoe"')
+    assert (refused.returncode, refused.stderr) == (1, "Error: ValueError: zoe is away\n")
+
+    with subprocess.Popen(desk.command("follow", workflow_id), env=desk.env(), stdout=subprocess.PIPE, text=True) as it:
+        assert it.stdout is not None
+        assert it.stdout.readline().split(maxsplit=1)[1] == "deputy = 'tom'\n"
+        desk.text("update", workflow_id, "name_deputy", '"ann"')
+        rest = [it.stdout.readline().split(maxsplit=1)[1] for _ in range(3)]
+        desk.text("signal", workflow_id, "decision")
+        assert it.wait(30) == 0
+    assert rest == ["talk << 'noted: tom'\n", "deputy = 'ann'\n", "talk << 'noted: ann'\n"]
+    items = [json.loads(line) for line in desk.text("follow", workflow_id, "talk", "--json").splitlines()]
+    assert [(item["kind"], item["value"]) for item in items] == [("stream", "noted: tom"), ("stream", "noted: ann")]
+    after = desk.text("follow", workflow_id, "--after", str(items[0]["offset"])).splitlines()
+    assert [line.split(maxsplit=1)[1] for line in after] == ["deputy = 'ann'", "talk << 'noted: ann'"]
+    told = desk.text("history", workflow_id)
+    assert "update     k1: name_deputy('tom')" in told
+    assert "update     k1 -> 'tom it is'" in told
+    assert "stream     talk << 'noted: tom'" in told
+
+
 def test_cancel_ends_a_run_and_keeps_the_reason(desk: Desk) -> None:
     workflow_id = desk.start("approval", "a car", workflow_id="car-1", until="signal decision")
 
@@ -151,12 +182,18 @@ def test_blocked_run_shows_the_whole_story_of_the_mismatch(desk: Desk) -> None:
         (["history", "nobody"], 3, "no workflow 'nobody' in the store"),
         (["signal", "nobody", "go"], 3, "no workflow 'nobody' in the store"),
         (["cancel", "nobody"], 3, "no workflow 'nobody' in the store"),
+        (["query", "nobody", "deputy"], 3, "no workflow 'nobody' in the store"),
+        (["update", "nobody", "name_deputy", '"tom"'], 3, "no workflow 'nobody' in the store"),
+        (["follow", "nobody"], 3, "no workflow 'nobody' in the store"),
+        (["query", "trip-1", "deputi"], 2, "no query 'deputi'; did you mean 'deputy'"),
+        (["query", "trip-1", "deputy", "tom"], 2, "'tom' is no JSON"),
+        (["update", "trip-1", "name_deputy"], 2, "missing a required argument: 'who'"),
         (["show", "no body"], 2, "cannot be a workflow id"),
         (["signal", "trip-1", "decision", "yes"], 2, "VALUE is no JSON"),
         (["list", "--status", "asleep"], 2, "'asleep' is not one of"),
     ],
 )
-def test_mistakes_are_told_in_one_line(desk: Desk, words: list[str], code: int, message: str) -> None:
+def test_mistakes_are_told_in_one_line(desk: Desk, waiting: str, words: list[str], code: int, message: str) -> None:
     done = desk.run(*words)
 
     assert (done.returncode, done.stdout) == (code, "")
@@ -199,7 +236,7 @@ def test_colours_and_cut_lines_are_for_terminals_only(desk: Desk, waiting: str) 
 def test_help_names_every_command(desk: Desk) -> None:
     text = desk.text("--help")
 
-    assert {"list", "show", "history", "export", "signal", "cancel"} <= set(text.split())
+    assert {"list", "show", "history", "export", "signal", "cancel", "query", "update", "follow"} <= set(text.split())
 
 
 def _read(descriptor: int) -> bytes:

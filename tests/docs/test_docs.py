@@ -129,6 +129,14 @@ def test_pages_about_code_can_be_followed(reader: Reader, document: str) -> None
     reader.follow(text)
 
 
+def test_talking_to_a_workflow_can_be_followed(reader: Reader) -> None:
+    _, _, text = CONCEPTS.read_text().partition("## Talking to a workflow\n")
+
+    reader.follow(text.partition("\n## ")[0])
+
+    assert reader.worker is not None
+
+
 def test_concepts_has_every_setting_with_its_default_and_meaning() -> None:
     assert settings_table() in CONCEPTS.read_text(), f"docs/concepts.md should have:\n{settings_table()}"
 

@@ -27,7 +27,7 @@ from durable_celery.events import (
 from durable_celery.policy import RetryPolicy
 from durable_celery.store.protocol import RunStatus
 from durable_celery.testing.world import World
-from durable_celery.workflow import replay
+from durable_celery.workflow import Note, read_note, replay
 from tests.store.invariants import check_invariants
 
 
@@ -41,7 +41,7 @@ def check(world: World) -> None:
 def check_at_rest(world: World, *, open_runs: bool = False) -> None:
     """Assert what holds when nothing will happen any more."""
     check(world)
-    found = [*attempts(world), *replays(world), *cancels(world), *converged(world)]
+    found = [*attempts(world), *replays(world), *cancels(world), *converged(world), *updates(world)]
     _assert_none(world, found if open_runs else [*found, *all_ended(world)])
 
 
@@ -74,6 +74,15 @@ def starts_are_kept(world: World) -> Iterator[str]:
     for name in world.acknowledged:
         if name not in world.store.run_table:
             yield f"I5: {name} was acknowledged and is not there"
+
+
+def updates(world: World) -> Iterator[str]:
+    """Each update has one outcome at most, or one refusal."""
+    for name in world.store.run_table:
+        notes = [note for item in world.history(name) if (note := read_note(item.event)) is not None]
+        keys = [key for kind, key in notes if kind in {Note.UPDATED, Note.REFUSED}]
+        if len(keys) > len(set(keys)):
+            yield f"updates: {name} has more than one outcome of an update: {keys}"
 
 
 def all_ended(world: World) -> Iterator[str]:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 from durable_celery.policy import RetryPolicy
 from durable_celery.testing.world import World
-from durable_celery.workflow import AsyncWorkflowContext, Tolerance, WorkflowContext
+from durable_celery.workflow import UPDATE, AsyncWorkflowContext, Handlers, Tolerance, WorkflowContext
 from tests.engine.programs import CANCELLED, DONE, FAILED, Outcomes, Program, arithmetic
 
 
@@ -188,6 +189,99 @@ def versions(world: World) -> Outcomes:
     return {"w": (DONE, [3, 4]), "new": (DONE, 10), "old": (DONE, 6)}
 
 
+def told(world: World) -> Outcomes:
+    """What is published and streamed is there once, whatever goes wrong."""
+    plus, _ = arithmetic(world)
+
+    def main(ctx: WorkflowContext) -> int:
+        stream, total = ctx.stream("sums"), 0
+        for x in range(3):
+            total = ctx.step(plus, total)
+            ctx.publish("total", total)
+            stream.append(ctx.run(str, x))
+        return total
+
+    world.start(world.flow(main))
+    return {"w": (DONE, 3)}
+
+
+def updated(world: World) -> Outcomes:
+    """Updates, one refused, one asked for again; their outcomes decide the result."""
+    plus, _ = arithmetic(world)
+    handlers = Handlers()
+
+    @handlers.update
+    def add(ctx: WorkflowContext, x: int) -> int:
+        ctx.state.sums.append(ctx.step(plus, x))
+        ctx.sleep(1)
+        return len(ctx.state.sums)
+
+    @add.validator
+    def is_small(_: Any, x: int) -> None:
+        if x > 10:
+            raise ValueError(x)
+
+    def main(ctx: WorkflowContext) -> list[int]:
+        ctx.state.sums = []
+        ctx.wait_until(lambda: len(ctx.state.sums) == 2 and not ctx.open_updates)
+        return sorted(ctx.state.sums)
+
+    world.start(world.flow(main, handlers=handlers))
+    _ask(world, "one", 1)
+    world.at(2, lambda: _ask(world, "big", 11))
+    world.at(3, lambda: _ask(world, "two", 2))
+    return {"w": (DONE, [2, 3])}
+
+
+def updated_by_async(world: World) -> Outcomes:
+    plus, double = arithmetic(world)
+    handlers = Handlers(is_async=True)
+
+    @handlers.update(name="add")
+    async def add(ctx: AsyncWorkflowContext, x: int) -> int:
+        ctx.publish("last", x)
+        sums = await asyncio.gather(ctx.step(plus, x), ctx.step(double, x))
+        ctx.state.total += sum(sums)
+        return int(ctx.state.total)
+
+    async def main(ctx: AsyncWorkflowContext) -> int:
+        ctx.state.total = 0
+        await ctx.wait_signal("end", timeout=900)
+        await ctx.wait_until(lambda: not ctx.open_updates)
+        return int(ctx.state.total)
+
+    world.start(world.flow(main, handlers=handlers), delay=2)
+    _ask(world, "one", 1)
+    world.at(4, lambda: _ask(world, "two", 2))
+    world.at(4, lambda: world.signal("end"))
+    return {"w": (DONE, 11)}
+
+
+def updated_and_cancelled(world: World) -> Outcomes:
+    plus, _ = arithmetic(world)
+    handlers = Handlers()
+
+    @handlers.update
+    def add(ctx: WorkflowContext, x: int) -> None:
+        ctx.step(plus, x)
+        ctx.wait_signal("never")
+
+    def main(ctx: WorkflowContext) -> None:
+        try:
+            ctx.wait_signal("never")
+        finally:
+            ctx.step(plus, 7)
+
+    world.start(world.flow(main, handlers=handlers))
+    _ask(world, "one", 1)
+    world.at(5, world.cancel)
+    return {"w": (CANCELLED, "asked")}
+
+
+def _ask(world: World, key: str, x: int) -> None:
+    world.signal(f"{UPDATE}add", [key, [x], {}], key=key)
+
+
 VOCABULARY: tuple[Program, ...] = (
     batch_of_branches,
     batch_that_is_decided,
@@ -199,4 +293,8 @@ VOCABULARY: tuple[Program, ...] = (
     children_left,
     child_abandoned_by_a_cancel,
     versions,
+    told,
+    updated,
+    updated_by_async,
+    updated_and_cancelled,
 )

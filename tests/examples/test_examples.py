@@ -96,6 +96,22 @@ def test_files_are_read_although_the_api_is_down_at_first_and_each_is_charged_on
     assert lines[-2:] == ["calls of the API: 4, of which it was down for 2", "documents it charges for: 2"]
 
 
+def test_agent_thinks_aloud_and_asks_its_person() -> None:
+    assert run("agent.py") == [
+        "the agent is waiting for a person: book_flight(ROM-3)",
+        "maria clicks:     book_flight(ROM-3) approved by maria",
+        "her click, again: book_flight(ROM-3) approved by maria",
+        "  it thinks: First I need to know which flights there are.",
+        "  it thinks: ROM-3 is the cheapest.",
+        "  it thinks: All is done.",
+        "the agent says:   You fly with ticket ROM-3.",
+        "decided by:       maria",
+        "without a worker: waiting for a person: book_flight(ROM-3)",
+        "tom decides:      book_flight(ROM-3) refused by tom",
+        "the agent says:   No flight was booked.",
+    ]
+
+
 def test_async_report_uses_plain_asyncio() -> None:
     assert run("async_report.py") == [
         "total     245",

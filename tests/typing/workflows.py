@@ -3,11 +3,20 @@
 
 from __future__ import annotations
 
-from typing import assert_type
+from typing import Any, assert_type
 
 from celery import Celery, Task
 
-from durable_celery import AsyncWorkflowContext, DurableTask, WorkflowContext, WorkflowHandle, durable_task
+from durable_celery import (
+    AsyncWorkflowContext,
+    DurableTask,
+    Query,
+    Update,
+    UpdateHandle,
+    WorkflowContext,
+    WorkflowHandle,
+    durable_task,
+)
 from durable_celery.workflow.handles import StepHandle
 from durable_celery.workflow.tasks import TaskLike
 
@@ -71,6 +80,55 @@ def parent(ctx: WorkflowContext) -> None:
 
 @durable_task(app=app)
 def nothing(ctx: WorkflowContext) -> None: ...
+
+
+@checkout.query
+def status(state: Any, verbose: bool = False) -> str:
+    return f"{state.phase} {verbose}"
+
+
+@checkout.query(name="count")
+def how_many(state: Any) -> int:
+    return len(state.items)
+
+
+@checkout.update
+def add_item(ctx: WorkflowContext, item: str, count: int = 1) -> float:
+    return len(item) * count / 2
+
+
+@add_item.validator
+def _(state: Any, item: str, count: int = 1) -> None: ...
+
+
+@with_options.update
+async def add_later(ctx: AsyncWorkflowContext, item: str) -> bytes:
+    return item.encode()
+
+
+@with_options.update(name="later still")
+async def add_later_still(ctx: AsyncWorkflowContext, item: str) -> bytes:
+    return item.encode()
+
+
+@add_later.validator  # type: ignore[arg-type]
+def wrong(state: Any, item: int) -> None: ...
+
+
+def talk(handle: WorkflowHandle[list[str]]) -> None:
+    keeps_its_answer: Query[..., str] = status
+    assert_type(handle.query(keeps_its_answer), str)
+    assert_type(handle.query(status, True), str)
+    assert_type(handle.query(how_many), int)
+    assert_type(handle.query("status"), Any)
+    handle.query(how_many, 1)  # type: ignore[call-overload]
+    keeps_its_result: Update[..., float] = add_item
+    assert_type(handle.update(keeps_its_result), float)
+    assert_type(handle.update(add_item, "apple", count=2, key="k", timeout=1), float)
+    assert_type(handle.start_update(add_later, "apple"), UpdateHandle[bytes])
+    assert_type(handle.start_update(add_later_still, "apple").result(timeout=1), bytes)
+    assert_type(checkout.update_with_start(add_item, ("apple",), task_id="o-1"), UpdateHandle[float])
+    assert_type(checkout.signal_with_start("go", 1, args=("o-1",), task_id="o-1"), WorkflowHandle[list[str]])
 
 
 def start() -> None:

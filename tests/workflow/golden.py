@@ -17,7 +17,7 @@ from typing import Any
 from durable_celery.errors import WaitTimeoutError, WorkflowCancelled
 from durable_celery.events import history_to_json
 from durable_celery.workflow import AsyncWorkflowContext, WorkflowContext
-from tests.workflow.log import EPOCH_MS, Run, charge, child, notify, refund
+from tests.workflow.log import EPOCH_MS, Run, charge, child, handlers_of, notify, refund
 
 HISTORIES = Path(__file__).parent.parent / "histories"
 
@@ -95,6 +95,27 @@ def delayed(ctx: WorkflowContext) -> str:
     return ctx.now().isoformat()
 
 
+def conversation(ctx: WorkflowContext, size: int) -> list[str]:
+    ctx.state.lines = []
+    ctx.publish("phase", "open")
+    ctx.wait_until(lambda: len(ctx.state.lines) >= size and not ctx.open_updates)
+    return sorted(ctx.state.lines)
+
+
+@handlers_of(conversation).update
+def put(ctx: WorkflowContext, item: str, *, pause: int = 0) -> int:
+    ctx.sleep(pause)
+    ctx.state.lines.append(ctx.step(charge, item))
+    ctx.stream("lines").append({"item": item})
+    return len(ctx.state.lines)
+
+
+@put.validator
+def is_wanted(_: Any, item: str, **__: Any) -> None:
+    if item == "nothing":
+        raise ValueError("nothing is not wanted")
+
+
 def play_checkout(run: Run) -> None:
     run.start("o-1", [700, 500])
     run.complete(2, "p-1", attempt=2)
@@ -134,6 +155,23 @@ def play_failing(run: Run) -> None:
     run.fail(1, ConnectionError("no route"), attempt=3)
 
 
+def play_conversation(run: Run) -> None:
+    run.start(3, start_at=EPOCH_MS + 60_000)
+    run.update("put", "apple", key="early")
+    run.now += 60_000
+    run.fire(0)
+    run.update("put", "pear", key="slow", pause=60)
+    run.update("put", "nothing", key="refused")
+    run.update("give", key="unknown")
+    run.complete(2, "a")
+    run.fire(3)
+    run.update("put", "plum", key="late")
+    run.fail(8, LookupError("no pear"))
+    run.complete(9, "c")
+    run.update("put", "fig", key="last")
+    run.complete(13, "d")
+
+
 def play_delayed(run: Run) -> None:
     run.start(start_at=EPOCH_MS + 60_000)
     run.now += 60_000
@@ -147,6 +185,7 @@ WORKFLOWS: dict[str, tuple[Callable[..., Any], Callable[[Run], None]]] = {
     "patched": (patched, play_patched),
     "failing": (failing, play_failing),
     "delayed": (delayed, play_delayed),
+    "conversation": (conversation, play_conversation),
 }
 
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from typing import Any
 
-from durable_celery.codec import Codec, failure_of
+from durable_celery.codec import Codec, failure_of, rebuild
 from durable_celery.events import (
     CancelRequested,
     CommandCancelled,
     Event,
+    LocalStepFailed,
     Output,
     Recorded,
     RunStarted,
@@ -20,7 +22,7 @@ from durable_celery.events import (
     TimerFired,
     TimerStarted,
 )
-from durable_celery.workflow import Definition, Execution
+from durable_celery.workflow import UPDATE, Definition, Execution, Handlers, Note, read_note
 
 CODEC = Codec()
 #: 2026-11-22T16:00:00Z
@@ -46,11 +48,24 @@ charge, refund, notify = Task("shop.charge"), Task("shop.refund"), Task("shop.no
 child = Task("shop.child", is_durable=True)
 
 
+def handlers_of(function: Callable[..., Any]) -> Handlers:
+    """Return what a function of a test answers; to be added to by its decorators."""
+    if not hasattr(function, "handlers"):
+        function.handlers = Handlers(is_async=inspect.iscoroutinefunction(function))  # type: ignore[attr-defined] # a test's mark
+    handlers: Handlers = function.handlers  # type: ignore[attr-defined] # as above
+    return handlers
+
+
+def request(name: str, *args: Any, key: str = "k", **kwargs: Any) -> SignalReceived:
+    """Return the request of an update."""
+    return SignalReceived(name=UPDATE + name, payload=CODEC.encode([key, list(args), kwargs], "request"))
+
+
 class Run:
     """One run: ``events`` is its log; each verb appends an input and lets the execution react to it."""
 
     def __init__(self, function: Callable[..., Any], *, workflow_id: str = "w-1") -> None:
-        self.definition = Definition(name="test", function=function)
+        self.definition = Definition(name="test", function=function, handlers=handlers_of(function))
         self.workflow_id = workflow_id
         self.events: list[Recorded] = []
         self.now = EPOCH_MS
@@ -155,6 +170,28 @@ class Run:
     def signal(self, name: str, value: Any = None) -> list[Event]:
         self.now += 1000
         return self.turn(SignalReceived(name=name, payload=CODEC.encode(value, "signal")))
+
+    def update(self, name: str, *args: Any, key: str = "k", **kwargs: Any) -> list[Event]:
+        self.now += 1000
+        return self.turn(request(name, *args, key=key, **kwargs))
+
+    def outcome(self, key: str = "k") -> Any:
+        """Return the outcome of an update, or the exception that it is; None where there is none."""
+        for event in self.outputs:
+            note = read_note(event)
+            if note in {(Note.UPDATED, key), (Note.REFUSED, key)}:
+                failed = isinstance(event, LocalStepFailed)
+                return rebuild(event.payload, CODEC) if failed else CODEC.decode(event.payload)
+        return None
+
+    def notes(self) -> list[tuple[str, str, Any]]:
+        """Return what was published, and added to streams."""
+        found = [(event, read_note(event)) for event in self.outputs]
+        return [
+            (str(note[0]), note[1], CODEC.decode(event.payload))
+            for event, note in found
+            if note is not None and note[0] in {Note.PUBLISHED, Note.STREAM}
+        ]
 
     def cancel(self, reason: str = "") -> list[Event]:
         self.now += 1000

@@ -33,7 +33,7 @@ from durable_celery.events import (
     encode,
 )
 from durable_celery.workflow import Tolerance, WorkflowContext
-from tests.workflow.log import CODEC, Run
+from tests.workflow.log import CODEC, Run, handlers_of, request
 
 Body = tuple[Any, ...]
 Calls = Generator[Callable[[], Any], Any, None]
@@ -54,6 +54,9 @@ LEAVES = (
     "cancel_last",
     "map",
     "poll",
+    "publish",
+    "stream",
+    "until_updated",
 )
 BRANCHES = (
     "spawn",
@@ -167,6 +170,20 @@ class Interpreter:
         self.trace.append(
             (yield lambda: self.ctx.poll("polled", every=1, until=lambda answer: answer % 3 == 0, timeout=timeout))
         )
+
+    def do_publish(self, value: int) -> Calls:
+        self.ctx.publish(NAMES[value % 2], [value, len(self.trace)])
+        yield lambda: self.ctx.sleep(0)
+
+    def do_stream(self, value: int) -> Calls:
+        self.ctx.stream(NAMES[value % 2]).append(self.ctx.now().isoformat())
+        yield lambda: self.ctx.sleep(0)
+
+    def do_until_updated(self, value: int) -> Calls:
+        """Wait for an update that comes, or for all that go on."""
+        seen, timeout = len(self.trace), 1 + value
+        done = (lambda: self.ctx.open_updates == 0) if value % 2 else (lambda: len(self.trace) > seen)
+        yield lambda: self.ctx.wait_until(done, timeout)
 
     def do_map_branches(self, body: Body) -> Calls:
         def sync(ctx: Any, part: Body) -> str:
@@ -305,22 +322,43 @@ async def branch_async(ctx: Any, trace: list[Any], body: Body) -> str:
 
 
 def workflow_of(body: Body, *, is_async: bool) -> Callable[..., Any]:
+    """Return a workflow that runs a program; its update runs the same one once more, if it is accepted."""
+
     def sync(ctx: Any) -> list[Any]:
         trace: list[Any] = []
+        ctx.state.trace = trace
         branch_sync(ctx, trace, body)
         return trace
 
     async def plain(ctx: Any) -> list[Any]:
         trace: list[Any] = []
+        ctx.state.trace = trace
         await branch_async(ctx, trace, body)
         return trace
 
-    return plain if is_async else sync
+    def update_sync(ctx: Any, value: int) -> list[Any]:
+        branch_sync(ctx, ctx.state.trace, body[: value % 3])
+        return list(ctx.state.trace)
+
+    async def update_plain(ctx: Any, value: int) -> list[Any]:
+        await branch_async(ctx, ctx.state.trace, body[: value % 3])
+        return list(ctx.state.trace)
+
+    def is_odd(state: Any, value: int) -> None:
+        if value % 5 == 4:
+            raise ValueError(f"{value} after {len(state.trace)}")
+
+    workflow = plain if is_async else sync
+    update = handlers_of(workflow).update(update_plain if is_async else update_sync, name="u")
+    update.validator(is_odd)
+    return workflow
 
 
 def possible_inputs(run: Run) -> list[Event]:
     """Return inputs that could come next: of open commands, of closed ones, signals."""
-    inputs: list[Event] = [SignalReceived(name=name, payload=str(len(run.events))) for name in NAMES]
+    length = len(run.events)
+    inputs: list[Event] = [SignalReceived(name=name, payload=str(length)) for name in NAMES]
+    inputs.append(request("u", length, key=f"k{length}"))
     for event in run.outputs:
         if isinstance(event, StepScheduled):
             inputs.append(StepCompleted(number=event.number, payload=str(event.number * 10)))

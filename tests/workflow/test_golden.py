@@ -10,7 +10,7 @@ import pytest
 from durable_celery.events import TerminalEvent, history_from_json, history_to_json
 from durable_celery.workflow import Definition, Execution
 from tests.workflow.golden import HISTORIES, WORKFLOWS, main, record
-from tests.workflow.log import CODEC, alive
+from tests.workflow.log import CODEC, alive, handlers_of
 
 FILES = sorted(HISTORIES.glob("*/*.json"))
 
@@ -19,7 +19,9 @@ FILES = sorted(HISTORIES.glob("*/*.json"))
 def test_a_kept_history_replays_to_its_end(path: Path) -> None:
     form = json.loads(path.read_text())
     history = history_from_json(form)
-    execution = Execution(Definition(name="test", function=WORKFLOWS[path.stem][0]), form["workflow_id"], codec=CODEC)
+    function = WORKFLOWS[path.stem][0]
+    definition = Definition(name="test", function=function, handlers=handlers_of(function))
+    execution = Execution(definition, form["workflow_id"], codec=CODEC)
     alive.append(execution)
     execution.feed(history, fresh_after=len(history))
     assert execution.take_outputs() == ()
