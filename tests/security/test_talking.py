@@ -18,7 +18,7 @@ from durable_celery.events import LocalStepCompleted, LocalStepFailed, SignalRec
 from durable_celery.store.protocol import RunStatus
 from durable_celery.testing import Environment
 from durable_celery.testing.world import World
-from durable_celery.workflow import UPDATE, Handlers, WorkflowContext, read_note
+from durable_celery.workflow import UPDATE, Handlers, Note, WorkflowContext, read_note
 from tests.testing import talking
 
 OLD, NEW = os.urandom(32), os.urandom(32)
@@ -84,7 +84,7 @@ def test_a_note_that_was_moved_does_not_open(env: Environment) -> None:
     published = [
         index
         for index, item in enumerate(log)
-        if isinstance(item.event, LocalStepCompleted) and (read_note(item.event) or ("", ""))[1] == "phase"
+        if isinstance(item.event, LocalStepCompleted) and read_note(item.event) == (Note.PUBLISHED, "phase")
     ]
     first, last = published
     event = replace(log[last].event, payload=log[first].event.payload)
@@ -122,7 +122,7 @@ def test_the_outcome_of_an_update_is_bound_to_its_place(env: Environment) -> Non
     with pytest.raises(ValueError, match="asked for 0"):
         handle.update(talking.put, "pear", 0, key="two")
     log = env.system.store.run_table[handle.id].log
-    outcome = next(item.event for item in log if (read_note(item.event) or ("", ""))[1] == "one")
+    outcome = next(item.event for item in log if read_note(item.event) == (Note.UPDATED, "one"))
     index = next(i for i, item in enumerate(log) if isinstance(item.event, LocalStepFailed))
     log[index] = replace(log[index], event=replace(log[index].event, payload=outcome.payload))
 
