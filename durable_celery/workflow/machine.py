@@ -320,7 +320,7 @@ class Machine:
             if policy is ParentClose.CANCEL or (kind is RunCancelled and policy is not ParentClose.ABANDON):
                 self._cancel(self._steps, number)
         if self.updates.open and not self.is_replaying:
-            story = "workflow %s ended before %s of its updates were done; ctx.open_updates tells of them"
+            story = "workflow %s ended before %s of its updates were done; it could wait until not ctx.open_updates"
             self.logger.warning(story, self.workflow_id, self.updates.open)
         payload = self._sealed(text, self.place("end"))
         self.issue(kind(number=self.journal.next, cause=self.cause, payload=payload))

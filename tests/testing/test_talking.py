@@ -26,6 +26,7 @@ from durable_celery import (
     WorkflowNotFoundError,
     durable_task,
 )
+from durable_celery.client import Client
 from durable_celery.errors import DurableError, InboxFullError, InvalidRequestError, PayloadError, WorkflowCodeError
 from durable_celery.events import LocalStepCompleted, SignalReceived, StepScheduled
 from durable_celery.store.protocol import NewRun
@@ -402,6 +403,28 @@ def test_following_has_a_limit(env: Environment) -> None:
     handle = env.start(talking.counter)
     with pytest.raises(CeleryTimeoutError, match=r"showed no progress within 5 s; it waits for signal end"):
         list(handle.stream("lines", timeout=5))
+
+
+def test_a_run_that_ends_between_two_looks_is_read_to_its_end(env: Environment) -> None:
+    handle = env.start(talking.quick)
+    client = env.system.binding.client
+    plain = Client(store=client.store, engine=client.engine, codec=client.codec)
+    looks = []
+
+    class Store:
+        """One whose first look comes too early."""
+
+        get = staticmethod(client.store.get)
+
+        def history(self, workflow_id: str, *, after: int) -> Any:
+            looks.append(after)
+            return client.store.history(workflow_id, after=after)[: 0 if len(looks) == 1 else None]
+
+    store: Any = Store()
+    events = replace(plain, store=store).news(handle.id, 1, 5)
+    assert events is not None
+    assert [type(item.event).__name__ for item in events] == ["RunCompleted"]
+    assert looks == [1, 1]
 
 
 def test_following_what_does_not_exist_is_an_error(env: Environment) -> None:

@@ -13,7 +13,7 @@ import pytest
 
 from durable_celery.events import RunCompleted, RunFailed
 from durable_celery.workflow import AsyncWorkflowContext, WorkflowContext
-from tests.workflow.log import Run, charge
+from tests.workflow.log import Run, charge, handlers_of
 
 
 class SoftTimeLimit(Exception):  # noqa: N818 - named like Celery's
@@ -114,3 +114,70 @@ def test_an_exception_of_the_code_itself_is_its_outcome_whatever_its_class() -> 
         raise SoftTimeLimit
 
     assert isinstance(Run(code).start().last, RunFailed)
+
+
+def until_updated(ctx: WorkflowContext) -> str:
+    ctx.wait_until(lambda: getattr(ctx.state, "is_done", False))
+    return "unharmed"
+
+
+async def until_updated_async(ctx: AsyncWorkflowContext) -> str:
+    await ctx.wait_until(lambda: getattr(ctx.state, "is_done", False))
+    return "unharmed"
+
+
+@handlers_of(until_updated).update(name="in the handler")
+def step_and_strike(ctx: WorkflowContext) -> None:
+    ctx.step(charge)
+    strike_once()
+    ctx.state.is_done = True
+
+
+@handlers_of(until_updated_async).update(name="in the handler")
+async def step_and_strike_async(ctx: AsyncWorkflowContext) -> None:
+    await ctx.step(charge)
+    strike_once()
+    ctx.state.is_done = True
+
+
+@handlers_of(until_updated).update(name="in the validator")
+def step(ctx: WorkflowContext) -> None:
+    ctx.step(charge)
+    ctx.state.is_done = True
+
+
+@handlers_of(until_updated_async).update(name="in the validator")
+async def step_async(ctx: AsyncWorkflowContext) -> None:
+    await ctx.step(charge)
+    ctx.state.is_done = True
+
+
+for _update in (step, step_async):
+    _update.validator(lambda _: strike_once())
+
+
+@pytest.mark.parametrize("handler", HANDLERS)
+@pytest.mark.parametrize("code", [until_updated, until_updated_async])
+@pytest.mark.parametrize("where", ["in the handler", "in the validator"])
+@pytest.mark.usefixtures("_restored")
+def test_a_signal_in_the_middle_of_an_update_records_nothing_and_a_replay_goes_on(
+    where: str, code: Callable[..., Any], handler: str
+) -> None:
+    function, kind = HANDLERS[handler]
+    signal.signal(signal.SIGUSR1, function)
+    STRUCK.clear()
+    run = Run(code).start()
+
+    def strike() -> None:
+        run.update(where)
+        run.complete(1)
+
+    with pytest.raises(kind):
+        strike()
+    assert run.execution.take_outputs() == ()
+    run.execution = run.new_execution()
+    run.react()
+    if where == "in the validator":
+        run.complete(1)
+    assert isinstance(run.last, RunCompleted)
+    assert run.result == "unharmed"

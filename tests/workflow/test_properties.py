@@ -12,6 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from durable_celery.events import Output, Recorded
+from durable_celery.queries import _read
 from tests.workflow.log import Run, alive
 from tests.workflow.programs import BRANCHES, LEAVES, canonical, ran, run_program
 
@@ -112,6 +113,17 @@ def test_an_execution_that_sees_its_own_outputs_again_goes_on_unchanged(
     cold.feed(run.events[half:])
     assert cold.take_outputs() == ()
     assert cold.waiting == run.execution.waiting
+    sweep()
+
+
+@many
+@given(body=bodies, choices=choices, is_async=st.booleans())
+def test_a_query_reads_the_state_that_the_warm_run_has(body: Any, choices: list[int], is_async: bool) -> None:
+    run, _ = run_program(body, choices, is_async=is_async)
+    if not run.execution.closed:
+        expected, count = list(run.execution.state.trace), len(ran)
+        assert _read(run.new_execution(), run.events, lambda state: list(state.trace)) == expected
+        assert len(ran) == count, "no local step runs"
     sweep()
 
 

@@ -140,7 +140,7 @@ def test_a_validator_refuses_before_anything_is_done(code: Code, begin: Begin) -
     ("name", "args", "words"),
     [
         ("ad", [], "no update 'ad'; did you mean 'add'"),
-        ("other", [], "it has add, fail, strange, wait"),
+        ("other", [], "it has add, fail, push, strange, wait"),
         ("add", [], "missing a required argument: 'item'"),
         ("add", ["apple", 1, 2], "too many positional arguments"),
     ],
@@ -231,6 +231,47 @@ def test_updates_before_a_gated_start_wait_for_it(code: Code) -> None:
     assert run.replayed().take_outputs() == ()
     run.complete(1)
     assert run.outcome("one") == 1
+
+
+@handlers_of(basket_sync).update
+def push(ctx: WorkflowContext, item: str) -> int:
+    ctx.state.items.append(item)
+    return len(ctx.state.items)
+
+
+@handlers_of(basket_async).update(name="push")
+async def push_async(ctx: AsyncWorkflowContext, item: str) -> int:
+    ctx.state.items.append(item)
+    return len(ctx.state.items)
+
+
+@basket
+def test_what_an_update_has_made_true_goes_before_the_next_update(code: Code) -> None:
+    run = Run(code).start(1, start_at=EPOCH_MS + 60_000)
+    run.update("push", "apple", key="one")
+    run.update("push", "pear", key="two")
+    run.turn(TimerFired(number=0))
+
+    assert (run.result, run.outcome("one"), run.outcome("two")) == (["apple"], 1, None)
+
+
+def test_a_handler_that_will_not_end_with_its_run_records_nothing_after_the_end() -> None:
+    def code(ctx: WorkflowContext) -> None:
+        ctx.wait_signal("end")
+
+    @handlers_of(code).update
+    def stubborn(ctx: WorkflowContext) -> str:
+        try:
+            ctx.wait_signal("never")
+        except BaseException:  # noqa: BLE001 - what it does is wrong, and must do no harm
+            return "still here"
+        return "not reached"
+
+    run = Run(code).start()
+    run.update("stubborn")
+    run.signal("end")
+    assert isinstance(run.last, RunCompleted)
+    assert run.execution.take_outputs() == ()
 
 
 @basket
@@ -412,11 +453,22 @@ def test_an_accepted_update_stays_accepted_when_the_validator_refuses_it_now(cod
 @basket
 def test_a_handler_that_ends_otherwise_than_recorded_is_caught(code: Code) -> None:
     run = Run(code).start(9)
-    run.update("fail")
-    event = run.events[-1].event
-    assert isinstance(event, LocalStepFailed)
-    run.events[-1] = replace(run.events[-1], event=replace(event, digest="0" * 16))
+    run.update("push", "apple")
+
+    def break_it(handlers: Handlers) -> None:
+        known = handlers.updates["fail"]
+        handlers.updates["push"] = type(known)("push", known.function)
+
     with pytest.raises(NonDeterminismError, match="note update:k"):
+        replay_with(run, code, break_it)
+
+
+@basket
+def test_a_request_that_was_changed_is_caught(code: Code) -> None:
+    run = Run(code).start(9)
+    run.update("push", "apple")
+    run.events[1] = replace(run.events[1], event=request("push", "pear"))
+    with pytest.raises(NonDeterminismError, match="digest of the arguments"):
         run.replayed()
 
 
