@@ -22,12 +22,12 @@ from durable_celery.settings import Settings
 from durable_celery.store.protocol import Timing
 
 if TYPE_CHECKING:
-    from collections.abc import Generator
+    from collections.abc import Generator, Mapping
 
     from celery import Celery
 
     from durable_celery.store.protocol import StepMessage, Store
-    from durable_celery.workflow import Definition
+    from durable_celery.workflow import Definition, Signal
 
 __all__ = ["EAGER", "Binding", "binding_of", "bound"]
 
@@ -60,7 +60,11 @@ class Binding:
         )
         self.engine.limits = HistoryLimits(events=self.settings.history_limit, size=self.settings.history_bytes_limit)
         self.client = Client(
-            store=self.store, engine=self.engine, codec=self.codec, inbox_limit=self.settings.inbox_limit
+            store=self.store,
+            engine=self.engine,
+            codec=self.codec,
+            inbox_limit=self.settings.inbox_limit,
+            declared=self.declared_signals,
         )
         #: Whether this process belongs to a worker that was started with ``-E``.
         self.sends_events = False
@@ -77,6 +81,10 @@ class Binding:
             raise WorkflowCodeError(msg)
         definition: Definition = task.definition
         return definition
+
+    def declared_signals(self) -> dict[str, Mapping[str, Signal[Any]]]:
+        """Return what the app's workflows say that they take; those that say nothing are left out."""
+        return {name: takes for name, task in self.app.tasks.items() if (takes := getattr(task, "takes", None))}
 
     def handle(self, workflow_id: str) -> WorkflowHandle[Any]:
         """Return the handle of a run, which need not exist."""

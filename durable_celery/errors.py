@@ -17,6 +17,9 @@
     +-- RetryAfter                  raised by a task: try again, after so many seconds
     +-- NonRetryable                raised by a task: do not try again
     +-- WaitTimeoutError            a wait with a timeout (also a TimeoutError)
+    |   +-- HeartbeatTimeoutError   who was to answer a callback gave no sign of life
+    +-- InvalidSignalError          a signal came with a value of another type (also a ValueError)
+    +-- CallbackFailedError         an outside system said that it failed
     +-- RemoteError                 a failure whose class cannot be rebuilt here
     +-- StepTimeoutError            a step did not end within its timeout
     +-- StepLostError               a step lost its process too often
@@ -45,16 +48,19 @@ from datetime import timedelta
 
 __all__ = [
     "BatchFailedError",
+    "CallbackFailedError",
     "ChildCancelledError",
     "CodecError",
     "CompensationError",
     "ConfigurationError",
     "DurableError",
     "Evicted",
+    "HeartbeatTimeoutError",
     "HistoryLimitError",
     "InboxFullError",
     "InvalidIdError",
     "InvalidRequestError",
+    "InvalidSignalError",
     "NonDeterminismError",
     "NonRetryable",
     "PayloadError",
@@ -153,6 +159,18 @@ class WorkflowClosedError(DurableError):
 
 class WaitTimeoutError(DurableError, TimeoutError):
     """A wait ended by its timeout, not by what it waited for."""
+
+
+class HeartbeatTimeoutError(WaitTimeoutError):
+    """Who was to answer a callback has given no sign of life for too long."""
+
+
+class InvalidSignalError(DurableError, ValueError):
+    """A signal came whose value is not of the type that the workflow waits for; its sender did not check it."""
+
+
+class CallbackFailedError(DurableError):
+    """An outside system answered a callback by saying that it failed."""
 
 
 class BatchFailedError(DurableError):

@@ -12,6 +12,7 @@ import functools
 import inspect
 import logging
 from datetime import datetime
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, TypeVar, overload
 
 from celery import Task, current_app, shared_task, signals, states
@@ -38,10 +39,11 @@ from durable_celery.rows import close_rows
 from durable_celery.steps import fail_unfit
 from durable_celery.store.protocol import NewRun
 from durable_celery.waits import RunWaits
-from durable_celery.workflow import AsyncWorkflowContext, Definition, WorkflowContext
+from durable_celery.workflow import AsyncWorkflowContext, Definition, Signal, WorkflowContext
+from durable_celery.workflow.typed_signal import declared
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Mapping, Sequence
+    from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 
     from celery import Celery
 
@@ -77,6 +79,8 @@ class DurableTask(Task, Generic[P, R_co]):
     Strategy = "durable_celery.request:strategy"
     #: The user's function; set by the decorator.
     workflow: Callable[..., Any]
+    #: The signals that the workflow takes, by name; empty where it does not say.
+    takes: Mapping[str, Signal[Any]] = MappingProxyType({})
 
     if TYPE_CHECKING:
         # Celery has no types of its own; this is never None here.
@@ -349,18 +353,32 @@ def durable_task(function: Callable[Concatenate[WorkflowContext, P], R], /) -> D
 @overload
 def durable_task(function: Callable[Concatenate[AsyncWorkflowContext, P], Awaitable[R]], /) -> DurableTask[P, R]: ...
 @overload
-def durable_task(*, name: str | None = None, app: Celery | None = None, **options: Any) -> _Decorator: ...
+def durable_task(
+    *,
+    name: str | None = None,
+    app: Celery | None = None,
+    signals: Iterable[Signal[Any] | str] = (),
+    **options: Any,
+) -> _Decorator: ...
 
 
 def durable_task(
-    function: Callable[..., Any] | None = None, /, *, name: str | None = None, app: Celery | None = None, **options: Any
+    function: Callable[..., Any] | None = None,
+    /,
+    *,
+    name: str | None = None,
+    app: Celery | None = None,
+    signals: Iterable[Signal[Any] | str] = (),
+    **options: Any,
 ) -> Any:
     """Make a function the workflow of a Celery task.
 
     The function's first parameter is the workflow's context. Like ``shared_task``, it belongs to every app of the
-    process, or only to ``app`` if that is given. Other options are those of ``app.task`` (``queue``, ``priority``,
-    ``ignore_result``, ``serializer``, ...).
+    process, or only to ``app`` if that is given. ``signals`` are those that the workflow takes: others are refused
+    where they are sent, and values are held against their types. Other options are those of ``app.task`` (``queue``,
+    ``priority``, ``ignore_result``, ``serializer``, ...).
     """
+    options["takes"] = declared(signals)
     if function is None:
         return functools.partial(_decorate, name=name, app=app, options=options)
     return _decorate(function, name=name, app=app, options=options)

@@ -14,25 +14,32 @@ Invariant: every value that workflow code sees has been through the codec once, 
 from durable_celery.codec.chain import chain_of
 from durable_celery.codec.compression import Deflate
 from durable_celery.codec.crypto import AesGcm
-from durable_celery.codec.failures import HiddenFailure, failure_of, failure_text, rebuild
-from durable_celery.codec.ids import check_id, check_name
+from durable_celery.codec.failures import HiddenFailure, error_of, failure_of, failure_text, rebuild
+from durable_celery.codec.ids import RESERVED, check_id, check_name, check_signal_name
 from durable_celery.codec.places import Place, place_of
 from durable_celery.codec.ports import KeyedDigest, PayloadCodec
+from durable_celery.codec.shapes import Shape
+from durable_celery.codec.tokens import CallbackToken
 from durable_celery.codec.values import HIDDEN, Codec, digest, summary
 
 __all__ = [
     "HIDDEN",
+    "RESERVED",
     "AesGcm",
+    "CallbackToken",
     "Codec",
     "Deflate",
     "HiddenFailure",
     "KeyedDigest",
     "PayloadCodec",
     "Place",
+    "Shape",
     "chain_of",
     "check_id",
     "check_name",
+    "check_signal_name",
     "digest",
+    "error_of",
     "failure_of",
     "failure_text",
     "place_of",

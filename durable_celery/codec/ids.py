@@ -6,12 +6,14 @@ import re
 
 from durable_celery.errors import InvalidIdError, InvalidRequestError
 
-__all__ = ["ID_LIMIT", "check_id", "check_name"]
+__all__ = ["ID_LIMIT", "RESERVED", "check_id", "check_name", "check_signal_name"]
 
 #: Longest workflow id, in characters. Ids of child runs are built from their parent's.
 ID_LIMIT = 255
 #: Longest name of a signal, and longest key of one, in characters.
 NAME_LIMIT = 255
+#: What the library's own signals begin with.
+RESERVED = "durable:"
 _ID = re.compile(r"[!-z|~]+")
 
 
@@ -41,4 +43,15 @@ def check_name(name: str, what: str) -> str:
         raise InvalidRequestError(
             f"{str(name)[:80]!r} cannot be {what}: it takes 1 to {NAME_LIMIT} printable characters"
         )
+    return name
+
+
+def check_signal_name(name: str) -> str:
+    """Return the name of a user's signal if it may be one: none of the library's own, which only its verbs send.
+
+    Raises:
+        InvalidRequestError: it may not.
+    """
+    if check_name(name, "the name of a signal").startswith(RESERVED):
+        raise InvalidRequestError(f"{name[:80]!r} cannot be the name of a signal: {RESERVED!r} is the library's own")
     return name

@@ -8,23 +8,27 @@ against their records; ``guard``, ``loop`` and ``driver`` run user code; ``machi
 from durable_celery.workflow.awaited import AsyncWorkflowContext
 from durable_celery.workflow.batch import BatchItem, BatchResult, ItemStatus, Tolerance
 from durable_celery.workflow.blocking import WorkflowContext
+from durable_celery.workflow.callbacks import Callback
 from durable_celery.workflow.context import WorkflowInfo
 from durable_celery.workflow.definition import Definition
 from durable_celery.workflow.execution import Execution, replay
 from durable_celery.workflow.handles import Handle, RaceResult, StepHandle
 from durable_celery.workflow.logger import WorkflowLogger
 from durable_celery.workflow.tasks import ParentClose, TaskLike
+from durable_celery.workflow.typed_signal import Signal
 
 __all__ = [
     "AsyncWorkflowContext",
     "BatchItem",
     "BatchResult",
+    "Callback",
     "Definition",
     "Execution",
     "Handle",
     "ItemStatus",
     "ParentClose",
     "RaceResult",
+    "Signal",
     "StepHandle",
     "TaskLike",
     "Tolerance",
