@@ -64,14 +64,21 @@ class Shape:
         Raises:
             PayloadError: it builds none of this type, or cannot be recorded; the message says where and why.
         """
+        if self.kind is Any:
+            return codec.dumps(value, what)
         try:
-            text = codec.dumps(_plain(_build(self.kind, value, "")), what)
-            # What the receiver will do: a part that does not survive the way is noticed here.
-            _build(self.kind, _JSON.decode(text), "")
+            built = _build(self.kind, value, "")
+            text = codec.dumps(_plain(built), what)
+            back = _build(self.kind, _JSON.decode(text), "")
         except PayloadError:
             raise
         except (TypeError, ValueError) as error:
             raise PayloadError(f"{what} is to be of type {self}: {error}") from error
+        if not _is_same(built, back):
+            raise PayloadError(
+                f"{what}, of type {self}, would be another value at the receiver: it has parts that JSON leaves out "
+                "(such as a SecretStr), or could be of several types of a union"
+            )
         return text
 
     def received(self, form: object) -> Any:
@@ -163,8 +170,8 @@ def _build_dataclass(kind: Any, value: Any, where: str) -> Any:
 
 def _build_model(kind: Any, value: Any) -> Any:
     if isinstance(value, kind):
-        # Its fields may have been set since it was validated.
-        value = _plain(value)
+        # What was changed since it was validated is noticed when it is built again.
+        return value
     try:
         text = json.dumps(value)
     except (TypeError, ValueError):
@@ -174,21 +181,26 @@ def _build_model(kind: Any, value: Any) -> Any:
 
 
 def _plain(value: Any) -> Any:
-    """Return the form in which a built value is written.
-
-    Raises:
-        ValueError: a model does not come back from its own JSON.
-    """
+    """Return the form in which a built value is written."""
     if _is_model(type(value)):
-        form = value.model_dump(mode="json", by_alias=True, round_trip=True)
-        if type(value).model_validate_json(json.dumps(form)) != value:
-            raise ValueError(f"{_name(type(value))} has parts that its JSON leaves out or changes, such as a SecretStr")
-        return form
+        return value.model_dump(mode="json", by_alias=True, round_trip=True)
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {f.name: _plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
     if isinstance(value, Mapping):
         return {key: _plain(item) for key, item in value.items()}
     return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def _is_same(built: Any, back: Any) -> bool:
+    """Whether the models and dataclasses of a value have come back as they were."""
+    if _is_model(type(back)):
+        return bool(built == back)
+    if dataclasses.is_dataclass(back):
+        pairs = [(getattr(built, f.name, None), getattr(back, f.name)) for f in dataclasses.fields(back)]
+        return type(built) is type(back) and all(_is_same(*pair) for pair in pairs)
+    if isinstance(back, list | tuple):
+        return all(map(_is_same, built, back))
+    return not isinstance(back, Mapping) or all(map(_is_same, built.values(), back.values()))
 
 
 def _odd_parts(kind: Any, seen: tuple[Any, ...]) -> Iterator[Any]:

@@ -197,8 +197,8 @@ async def _within(machine: Machine, handle: Handle[T], limit: float | None, stor
         finally:
             if not machine.at_rest:
                 alarm.cancel()
-    except BaseException:
-        if not machine.at_rest:
+    except BaseException as error:
+        if not (machine.at_rest or (handle.done() and not handle.cancelled() and handle.exception() is error)):
             handle.drop()
         raise
 
