@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 __all__ = ["CallbackVerbs"]
 
-#: How many events are read at once to find the secret of a callback. It stands right behind its cause.
+#: How many events are read at once to find the record of a token. It stands right behind its cause.
 _PAGE = 50
 
 
@@ -93,8 +93,7 @@ class CallbackVerbs:
     def _checked(self, text: str) -> CallbackToken:
         """Return a token that its run has really given out."""
         token = CallbackToken.parse(text)
-        secret = self._secret(token)
-        if secret is not None and compare_digest(secret, token.secret):
+        if compare_digest(self._given_out(token), text):
             return token
         record = self.store.get(token.workflow_id)
         if record is None:
@@ -106,8 +105,8 @@ class CallbackVerbs:
             "durable_namespace, or of an earlier run with the same id?"
         )
 
-    def _secret(self, token: CallbackToken) -> str | None:
-        """Return the secret of the callback that a token names; None if the history has no such callback."""
+    def _given_out(self, token: CallbackToken) -> str:
+        """Return the token of the callback that a token names, as the history has it; "" if it has none."""
         after = token.cause
         while page := self.store.history(token.workflow_id, after=after, limit=_PAGE):
             for item in page:
@@ -115,8 +114,7 @@ class CallbackVerbs:
                 if isinstance(event, Output) and event.number >= token.number:
                     is_it = isinstance(event, LocalStepCompleted) and event.name == CallbackToken.MAKER
                     if not is_it or event.number > token.number:
-                        return None
-                    place = place_of(event, token.workflow_id, token.run)
-                    return str(self.codec.decode(event.payload, place))
+                        return ""
+                    return str(self.codec.decode(event.payload, place_of(event, token.workflow_id, token.run)))
             after = page[-1].seq
-        return None
+        return ""

@@ -1,7 +1,8 @@
 """Tokens of callbacks: what an outside system is given, and gives back with its answer.
 
-A token names the callback and holds its secret, which stands in the history beside it: so it cannot be made by who was
-not given it, and the caller's side can tell a real one before it writes anything. It is one word for URLs and shells.
+A token names the callback and holds a secret, and the history has it as it was given out: so it cannot be made by who
+was not given it, and the caller's side can tell a real one before it writes anything. It is one word for URLs and
+shells.
 """
 
 from __future__ import annotations
@@ -31,11 +32,11 @@ class CallbackToken:
     run: int
     #: Number of the command that made the callback.
     number: int
-    #: Seq of the input that was being applied then: the history has the secret soon after it.
+    #: Seq of the input that was being applied then: the history has the token soon after it.
     cause: int
     secret: str
 
-    #: Name of the local step that makes the secret.
+    #: Name of the local step that makes it.
     MAKER = f"{RESERVED}callback"
 
     def __str__(self) -> str:

@@ -1,6 +1,6 @@
 """Callbacks: a wait for an answer that an outside system gives by a token.
 
-A callback is made of what there is: a local step makes its secret, signals of a name of its own bring the answer and
+A callback is made of what there is: a local step makes its token, signals of a name of its own bring the answer and
 the signs of life, timers bound them. The store keeps the first answer only, because all answers have one key.
 
 Invariant: a callback that is done, or is given up, has no timers and hears nothing.
@@ -53,15 +53,23 @@ class Callback(Handle[Any]):
 
     def _hear(self, message: Any) -> None:
         """React to what came from outside."""
-        match message:
-            case {"beat": _}:
-                self._heard = self._machine.now
-            case {"failure": dict(form)} if not self.done():
-                error = error_of(form)
-                error.add_note(f"in {self._name} of {self._place.workflow_id}/{self._place.run}")
-                self.fail(error)
-            case {"value": value} if not self.done():
-                self.set_result(value)
+        if "beat" in message:
+            self._heard = self._machine.now
+        elif "failure" in message:
+            error = error_of(message["failure"])
+            error.add_note(f"in {self._name} of {self._place.workflow_id}/{self._place.run}")
+            self._end(error, None)
+        else:
+            self._end(None, message["value"])
+
+    def _end(self, error: Exception | None, value: Any) -> None:
+        """End with the first answer that comes while somebody may still want it."""
+        if self.done():
+            return
+        if error is not None:
+            self.fail(error)
+        else:
+            self.set_result(value)
 
     def _watch(self) -> None:
         """See to it that somebody looks when the next sign of life is overdue: one timer for any number of them."""
@@ -95,7 +103,7 @@ class Callback(Handle[Any]):
 def open_callback(
     machine: Machine, *, timeout: timedelta | float | None, heartbeat: timedelta | float | None
 ) -> Callback:
-    """Make a callback; its secret is recorded before the token can be anywhere else.
+    """Make a callback; its token is recorded before it can be anywhere else.
 
     Raises:
         InvalidRequestError: a limit of 0.
@@ -106,10 +114,13 @@ def open_callback(
     for name, limit in given.items():
         if limit is not None and round(limit * 1000) == 0:
             raise InvalidRequestError(f"a {name} of 0 ends a callback before anybody can answer it")
-    number, cause = machine.journal.next, machine.cause
-    secret = machine.local_step(CallbackToken.MAKER, "[[],{}]", partial(token_urlsafe, _SECRET))
-    token = CallbackToken(machine.workflow_id, machine.run, number, cause, secret)
-    return Callback(machine, token, timeout=given["timeout"], heartbeat=given["heartbeat"])
+    token = machine.local_step(CallbackToken.MAKER, "[[],{}]", partial(_make_token, machine))
+    return Callback(machine, CallbackToken.parse(token), timeout=given["timeout"], heartbeat=given["heartbeat"])
+
+
+def _make_token(machine: Machine) -> str:
+    place = machine.workflow_id, machine.run, machine.journal.next, machine.cause
+    return str(CallbackToken(*place, token_urlsafe(_SECRET)))
 
 
 async def wait_callback(

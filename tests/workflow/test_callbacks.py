@@ -35,10 +35,10 @@ def failure(run: Run) -> Exception:
 
 
 def token(run: Run, number: int = 1) -> CallbackToken:
-    """Return the token of a callback as whoever reads the history can make it."""
-    made = next(item for item in run.events if getattr(item.event, "number", 0) == number)
-    assert isinstance(made.event, LocalStepCompleted)
-    return CallbackToken(run.workflow_id, 1, number, made.event.cause, CODEC.decode(made.event.payload))
+    """Return the token of a callback, which stands in the history."""
+    made = next(event for event in run.outputs if event.number == number)
+    assert isinstance(made, LocalStepCompleted)
+    return CallbackToken.parse(CODEC.decode(made.payload))
 
 
 def answer(run: Run, value: Any, number: int = 1) -> None:
