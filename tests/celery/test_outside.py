@@ -6,16 +6,21 @@ A real app in the testing environment: everything but broker, store and clock is
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from datetime import timedelta
+from textwrap import dedent
 from typing import Any, cast
 
 import pytest
-from celery import Celery
+from celery import Celery, _state
 
 from durable_celery import (
     CallbackFailedError,
+    ConfigurationError,
     HeartbeatTimeoutError,
     Signal,
     WaitTimeoutError,
@@ -124,6 +129,48 @@ def test_the_current_app_answers_where_none_is_named(desk: Desk) -> None:
 
     assert complete_callback(desk.tokens[0], 1)
     assert run.get() == 1
+
+
+def in_a_thread(work: Callable[[], Any]) -> Any:
+    with ThreadPoolExecutor(1) as threads:
+        return threads.submit(work).result()
+
+
+def test_a_thread_without_a_current_app_is_told_so_and_takes_the_default_one(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = desk.environment.start(desk.pay, "o-1")
+    another = Celery("another", set_as_current=False)
+    assert another in _state._get_active_apps()
+    monkeypatch.setattr(_state, "default_app", None)
+    with pytest.raises(ConfigurationError, match=r"call app\.set_default"):
+        in_a_thread(lambda: complete_callback(desk.tokens[0], 1))
+
+    monkeypatch.setattr(_state, "default_app", desk.app)
+    assert in_a_thread(lambda: complete_callback(desk.tokens[0], 1))
+    assert run.get() == 1
+
+
+def test_a_thread_without_a_current_app_takes_the_only_one() -> None:
+    """As in a web server with threads: the app was made in another one."""
+    script = """
+        import threading
+        from celery import Celery
+        from durable_celery import complete_callback
+        app = Celery("only", broker="memory://")
+        app.conf.durable_store = "nonsense"
+        def answer():
+            try:
+                complete_callback("x")
+            except Exception as error:
+                print(error)
+        thread = threading.Thread(target=answer)
+        thread.start()
+        thread.join()
+    """
+    done = subprocess.run([sys.executable, "-c", dedent(script)], capture_output=True, text=True, check=True)
+
+    assert "memory://" in done.stdout
 
 
 def test_the_first_answer_counts_and_who_comes_later_is_told(desk: Desk) -> None:
