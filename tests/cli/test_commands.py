@@ -171,7 +171,7 @@ def test_a_callback_is_completed_once(desk: Desk) -> None:
     again = desk.text("callback", "complete", given, '{"paid": 12}')
     assert again == "it was answered before; nothing was changed\n"
     assert desk.json("callback", "fail", given, "no")["accepted"] is False
-    assert re.search(r"completed +\{'paid': 12\}$", desk.text("history", "callback-1"), re.MULTILINE)
+    assert re.search(r"completed +-> \{'paid': 12\}$", desk.text("history", "callback-1"), re.MULTILINE)
 
 
 def test_a_callback_is_kept_waiting_and_failed(desk: Desk) -> None:
