@@ -13,10 +13,13 @@ if TYPE_CHECKING:
     from durable_celery.client import WorkflowHandle
     from durable_celery.errors import (
         BatchFailedError,
+        CallbackFailedError,
         ChildCancelledError,
         CompensationError,
         ConfigurationError,
         DurableError,
+        HeartbeatTimeoutError,
+        InvalidSignalError,
         NonDeterminismError,
         NonRetryable,
         RemoteError,
@@ -32,6 +35,7 @@ if TYPE_CHECKING:
         WorkflowConflictError,
         WorkflowNotFoundError,
     )
+    from durable_celery.outside import complete_callback, fail_callback, heartbeat_callback
     from durable_celery.policy import RetryPolicy
     from durable_celery.steps import StepInfo, current_step
     from durable_celery.task import DurableTask, durable_task
@@ -39,7 +43,9 @@ if TYPE_CHECKING:
     from durable_celery.workflow import (
         AsyncWorkflowContext,
         BatchResult,
+        Callback,
         Query,
+        Signal,
         Tolerance,
         Update,
         WorkflowContext,
@@ -49,11 +55,15 @@ __all__ = [
     "AsyncWorkflowContext",
     "BatchFailedError",
     "BatchResult",
+    "Callback",
+    "CallbackFailedError",
     "ChildCancelledError",
     "CompensationError",
     "ConfigurationError",
     "DurableError",
     "DurableTask",
+    "HeartbeatTimeoutError",
+    "InvalidSignalError",
     "NonDeterminismError",
     "NonRetryable",
     "Query",
@@ -61,6 +71,7 @@ __all__ = [
     "RetryAfter",
     "RetryPolicy",
     "SideEffectError",
+    "Signal",
     "StepIgnoredError",
     "StepInfo",
     "StepLostError",
@@ -76,24 +87,32 @@ __all__ = [
     "WorkflowContext",
     "WorkflowHandle",
     "WorkflowNotFoundError",
+    "complete_callback",
     "current_step",
     "durable_task",
+    "fail_callback",
+    "heartbeat_callback",
 ]
 
 _HOMES = {
     "AsyncWorkflowContext": "workflow",
     "BatchResult": "workflow",
+    "Callback": "workflow",
     "DurableTask": "task",
     "Query": "workflow",
     "RetryPolicy": "policy",
+    "Signal": "workflow",
     "StepInfo": "steps",
     "Tolerance": "workflow",
     "Update": "workflow",
     "UpdateHandle": "updates",
     "WorkflowContext": "workflow",
     "WorkflowHandle": "client",
+    "complete_callback": "outside",
     "current_step": "steps",
     "durable_task": "task",
+    "fail_callback": "outside",
+    "heartbeat_callback": "outside",
 }
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, TypeVar,
 from durable_celery.codec import check_id
 from durable_celery.errors import WorkflowConflictError
 from durable_celery.updates import Request, UpdateHandle
-from durable_celery.workflow import AsyncWorkflowContext, Handlers, Query, Update, WorkflowContext
+from durable_celery.workflow import AsyncWorkflowContext, Handlers, Query, Signal, Update, WorkflowContext
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -64,7 +64,7 @@ class Answering(Generic[R_co]):
 
     def signal_with_start(
         self,
-        name: str,
+        name: Signal[Any] | str,
         value: object = None,
         *,
         task_id: str,
@@ -80,7 +80,7 @@ class Answering(Generic[R_co]):
         it does what is missing, and nothing twice. (client, step)
 
         Args:
-            name: which signal.
+            name: which signal: a :class:`Signal`, or its name.
             value: its payload.
             task_id: the run.
             args: arguments of the workflow, if it is started.
@@ -94,7 +94,7 @@ class Answering(Generic[R_co]):
             InvalidRequestError, PayloadError, TypeError: bad input; nothing was written.
         """
         client = self.binding.client
-        event, event_key = client.signal_event(check_id(task_id), name, value, key)
+        event, event_key = client.signal_event(check_id(task_id), name, value, key, workflow=self.name)
         handle = self._join(task_id, args, kwargs, options)
         client.add(task_id, event, event_key)
         return handle

@@ -23,12 +23,12 @@ from durable_celery.store.protocol import Timing
 from durable_celery.versions import versions_of
 
 if TYPE_CHECKING:
-    from collections.abc import Generator
+    from collections.abc import Generator, Mapping
 
     from celery import Celery
 
     from durable_celery.store.protocol import StepMessage, Store
-    from durable_celery.workflow import Definition
+    from durable_celery.workflow import Definition, Signal
 
 __all__ = ["EAGER", "Binding", "binding_of", "bound"]
 
@@ -61,7 +61,11 @@ class Binding:
         )
         self.engine.limits = HistoryLimits(events=self.settings.history_limit, size=self.settings.history_bytes_limit)
         self.client = Client(
-            store=self.store, engine=self.engine, codec=self.codec, inbox_limit=self.settings.inbox_limit
+            store=self.store,
+            engine=self.engine,
+            codec=self.codec,
+            inbox_limit=self.settings.inbox_limit,
+            declared=self.declared_signals,
         )
         #: Whether this process belongs to a worker that was started with ``-E``.
         self.sends_events = False
@@ -85,6 +89,18 @@ class Binding:
             raise WorkflowCodeError(msg)
         definition: Definition = versions[version].definition
         return definition
+
+    def declared_signals(self) -> dict[str, Mapping[str, Signal[Any]]]:
+        """Return what the app's workflows say that they take; those that say nothing are left out.
+
+        A run may be of any version, so what one of them takes is not refused.
+        """
+        found: dict[str, Mapping[str, Signal[Any]]] = {}
+        for name in self.app.tasks:
+            takes = [task.takes for _, task in sorted(versions_of(self.app, name).items())]
+            if takes and all(takes):
+                found[name] = {signal: one for each in takes for signal, one in each.items()}
+        return found
 
     def handle(self, workflow_id: str) -> WorkflowHandle[Any]:
         """Return the handle of a run, which need not exist."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar, overload
 from uuid import uuid4
 
 from celery import states
@@ -18,14 +18,16 @@ from celery.exceptions import TaskRevokedError
 from celery.exceptions import TimeoutError as CeleryTimeoutError
 from celery.result import AsyncResult, assert_will_not_block
 
+from durable_celery.callbacks import CallbackVerbs
 from durable_celery.codec import Place, check_id, check_name, check_own_name, place_of, rebuild
 from durable_celery.conversation import Conversation
 from durable_celery.errors import PayloadError, WorkflowClosedError, WorkflowNotFoundError
 from durable_celery.events import CancelRequested, RunCancelled, RunCompleted, SignalReceived, TerminalEvent
 from durable_celery.store.protocol import RunStatus
+from durable_celery.workflow.typed_signal import Signal, signal_for
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Mapping
 
     from celery import Celery
 
@@ -37,6 +39,7 @@ if TYPE_CHECKING:
 __all__ = ["Client", "WorkflowHandle"]
 
 R = TypeVar("R")
+T = TypeVar("T")
 
 #: What Celery calls the statuses of a run. BLOCKED is a state of this library.
 STATES = {
@@ -53,45 +56,64 @@ _REASON_LIMIT = 1000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Client:
-    """Verbs on runs, by workflow id."""
+class Client(CallbackVerbs):
+    """Verbs on runs, by workflow id; on callbacks, by token."""
 
     store: Store
     engine: Engine
     codec: Codec
     #: How many inputs may wait for a run's next turn before a signal is refused; 0: any number.
     inbox_limit: int = 0
+    #: What the workflows of this process say that they take: by their names, then by those of the signals.
+    declared: Callable[[], Mapping[str, Mapping[str, Signal[Any]]]] = dict
 
-    def signal(self, workflow_id: str, name: str, value: object = None, *, key: str | None = None) -> None:
+    def signal(
+        self, workflow_id: str, name: Signal[Any] | str, value: object = None, *, key: str | None = None
+    ) -> None:
         """Send a signal; it is kept until the workflow waits for it.
 
         Args:
             workflow_id: the run.
-            name: which signal.
+            name: which signal: a :class:`Signal`, or its name.
             value: its payload.
             key: signals with the same key are one; give it where the call may be repeated.
 
         Raises:
             WorkflowNotFoundError: there is no such run.
             WorkflowClosedError: the run has ended.
-            InvalidRequestError: the name or key cannot be one; nothing was written.
-            PayloadError: the value cannot be recorded; nothing was written.
+            InvalidRequestError: the name or key cannot be one, or the workflow declares its signals and this is none of
+                them; nothing was written.
+            PayloadError: the value cannot be recorded, or is not of the signal's type; nothing was written.
             InboxFullError: the run has not taken in ``durable_inbox_limit`` earlier inputs; nothing was written.
         """
         self.add(workflow_id, *self.signal_event(workflow_id, name, value, key))
 
-    def signal_event(self, workflow_id: str, name: str, value: object, key: str | None) -> tuple[SignalReceived, str]:
-        """Return the input that a signal is, and its key; see :meth:`signal`. Nothing is written."""
+    def signal_event(
+        self, workflow_id: str, name: Signal[Any] | str, value: object, key: str | None, *, workflow: str | None = None
+    ) -> tuple[SignalReceived, str]:
+        """Return the input that a signal is, and its key; see :meth:`signal`. Nothing is written.
+
+        ``workflow`` names the run's workflow; None: the run says it.
+        """
         check_id(workflow_id)
-        check_own_name(name, "the name of a signal")
         key = uuid4().hex if key is None else check_name(key, "the key of a signal")
-        event = SignalReceived(name=name)
-        payload = self.codec.encode(value, f"the value of signal {name!r}", place_of(event, workflow_id))
+        signal = self._signal(workflow_id, name, workflow)
+        event = SignalReceived(name=signal.name)
+        payload = self.codec.seal(signal.dumps(value, self.codec), place_of(event, workflow_id))
         return replace(event, payload=payload), f"signal:{key}"
 
     def add(self, workflow_id: str, event: Event, key: str) -> bool:
         """Add an input, if there is room for it; return whether it is new."""
         return self._append(workflow_id, event, key, room=self.inbox_limit)
+
+    def _signal(self, workflow_id: str, given: Signal[Any] | str, workflow: str | None) -> Signal[Any]:
+        """Return the signal as the run's workflow declares it; the run is read only if some workflow here does."""
+        name = given.name if isinstance(given, Signal) else check_own_name(given, "the name of a signal")
+        if declared := self.declared():
+            workflow = workflow or self.describe(workflow_id).name
+            if takes := declared.get(workflow):
+                return signal_for(name, takes, workflow)
+        return given if isinstance(given, Signal) else Signal(name)
 
     def cancel(self, workflow_id: str, reason: str = "") -> None:
         """Ask a run to stop: ``WorkflowCancelled`` is raised where it waits, and its clean-up code runs.
@@ -339,7 +361,13 @@ class WorkflowHandle(Conversation, AsyncResult, Generic[R]):
     def __copy__(self) -> WorkflowHandle[R]:
         return WorkflowHandle(self.id, client=self.client, app=self.app, parent=self.parent)
 
-    def signal(self, name: str, value: object = None, *, key: str | None = None) -> None:
+    @overload
+    def signal(self, name: Signal[None], value: None = None, *, key: str | None = None) -> None: ...
+    @overload
+    def signal(self, name: Signal[T], value: T, *, key: str | None = None) -> None: ...
+    @overload
+    def signal(self, name: str, value: object = None, *, key: str | None = None) -> None: ...
+    def signal(self, name: Signal[Any] | str, value: object = None, *, key: str | None = None) -> None:
         """See :meth:`Client.signal`."""
         self.client.signal(self.id, name, value, key=key)
 

@@ -18,6 +18,9 @@
     +-- NonRetryable                raised by a task: do not try again
     +-- UpdateError                 an update came to no end of its own
     +-- WaitTimeoutError            a wait with a timeout (also a TimeoutError)
+    |   +-- HeartbeatTimeoutError   who was to answer a callback gave no sign of life
+    +-- InvalidSignalError          a signal came with a value of another type (also a ValueError)
+    +-- CallbackFailedError         an outside system said that it failed
     +-- RemoteError                 a failure whose class cannot be rebuilt here
     +-- StepTimeoutError            a step did not end within its timeout
     +-- StepLostError               a step lost its process too often
@@ -46,16 +49,19 @@ from datetime import timedelta
 
 __all__ = [
     "BatchFailedError",
+    "CallbackFailedError",
     "ChildCancelledError",
     "CodecError",
     "CompensationError",
     "ConfigurationError",
     "DurableError",
     "Evicted",
+    "HeartbeatTimeoutError",
     "HistoryLimitError",
     "InboxFullError",
     "InvalidIdError",
     "InvalidRequestError",
+    "InvalidSignalError",
     "NonDeterminismError",
     "NonRetryable",
     "PayloadError",
@@ -159,6 +165,18 @@ class WaitTimeoutError(DurableError, TimeoutError):
 
 class UpdateError(DurableError):
     """An update came to no end of its own: it was cancelled, or its run ended before it was done."""
+
+
+class HeartbeatTimeoutError(WaitTimeoutError):
+    """Who was to answer a callback has given no sign of life for too long."""
+
+
+class InvalidSignalError(DurableError, ValueError):
+    """A signal came whose value is not of the type that the workflow waits for; its sender did not check it."""
+
+
+class CallbackFailedError(DurableError):
+    """An outside system answered a callback by saying that it failed."""
 
 
 class BatchFailedError(DurableError):

@@ -12,6 +12,7 @@ import functools
 import inspect
 import logging
 from datetime import datetime
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, TypeVar, overload
 
 from celery import Task, current_app, signals, states
@@ -40,10 +41,11 @@ from durable_celery.steps import fail_unfit
 from durable_celery.store.protocol import NewRun
 from durable_celery.versions import Recipe, check_version, register
 from durable_celery.waits import RunWaits
-from durable_celery.workflow import AsyncWorkflowContext, Definition, Handlers, WorkflowContext
+from durable_celery.workflow import AsyncWorkflowContext, Definition, Handlers, Signal, WorkflowContext
+from durable_celery.workflow.typed_signal import declared
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Mapping, Sequence
+    from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 
     from celery import Celery
 
@@ -85,6 +87,8 @@ class DurableTask(Answering[R_co], Task, Generic[P, R_co]):
     versions: Mapping[int, DurableTask[..., Any]]
     #: Queue of the runs that this version starts, from their start to their end; None: as Celery's routes say.
     run_queue: str | None = None
+    #: The signals that the workflow takes, by name; empty where it does not say.
+    takes: Mapping[str, Signal[Any]] = MappingProxyType({})
 
     if TYPE_CHECKING:
         # Celery has no types of its own; this is never None here.
@@ -382,7 +386,13 @@ def durable_task(function: Callable[Concatenate[WorkflowContext, P], R], /) -> D
 def durable_task(function: Callable[Concatenate[AsyncWorkflowContext, P], Awaitable[R]], /) -> DurableTask[P, R]: ...
 @overload
 def durable_task(
-    *, name: str | None = None, app: Celery | None = None, version: int = 1, queue: str | None = None, **options: Any
+    *,
+    name: str | None = None,
+    app: Celery | None = None,
+    version: int = 1,
+    queue: str | None = None,
+    signals: Iterable[Signal[Any] | str] = (),
+    **options: Any,
 ) -> _Decorator: ...
 
 
@@ -394,6 +404,7 @@ def durable_task(
     app: Celery | None = None,
     version: int = 1,
     queue: str | None = None,
+    signals: Iterable[Signal[Any] | str] = (),
     **options: Any,
 ) -> Any:
     """Make a function the workflow of a Celery task.
@@ -407,12 +418,13 @@ def durable_task(
         app: the only app that gets it.
         version: which version of the workflow it is, from 1. A run stays on the version that it was started with.
         queue: where the messages of its runs go, from start to end, whatever the queue is in later releases.
+        signals: those that it takes: others are refused where they are sent, and values are held against their types.
         options: those of ``app.task`` (``priority``, ``ignore_result``, ``serializer``, ...).
 
     Raises:
         ConfigurationError: the version cannot be one, or another function is this version already.
     """
-    options |= {"version": check_version(version), "run_queue": queue}
+    options |= {"version": check_version(version), "run_queue": queue, "takes": declared(signals)}
     if function is None:
         return functools.partial(_decorate, name=name, app=app, options=options)
     return _decorate(function, name=name, app=app, options=options)

@@ -37,11 +37,11 @@ def make_app(config: Mapping[str, Any]) -> Celery:
     """Return an app of its own with all tasks and workflows of this module."""
     app = Celery("flows", set_as_current=False)
     app.conf.update(config)
-    for task in (add, effect, hold, poison):
+    for task in (add, effect, hold, hand_out, poison):
         app.task(name=task.__name__, shared=False)(task)
     app.task(name="flaky", shared=False, bind=True, autoretry_for=(NotYetError,), default_retry_delay=0)(flaky)
     app.task(name="unsteady", shared=False)(unsteady)
-    for workflow in (sequence, fan_out, nap, approval, guarded, local, retrying, held, poisoned, held_local):
+    for workflow in (sequence, fan_out, nap, approval, guarded, local, retrying, held, poisoned, held_local, called):
         durable_task(name=workflow.__name__, app=app, shared=False)(workflow)
     durable_task(name="asequence", app=app, shared=False)(asequence)
     durable_task(name="talkative", app=app, shared=False)(talkative).update(tell)
@@ -73,6 +73,13 @@ def hold(directory: str, name: str) -> int:
         time.sleep(0.02)
     note(directory, f"{name}.ended")
     return attempt
+
+
+def hand_out(token: str, directory: str) -> int:
+    """Leave the token where the test finds it, and go on until the test lets it end."""
+    with (Path(directory) / "tokens").open("ab", buffering=0) as file:
+        file.write(f"{token}\n".encode())
+    return hold(directory, "hand_out")
 
 
 def poison(directory: str) -> None:
@@ -191,3 +198,9 @@ def held_local(ctx: WorkflowContext, directory: str, name: str) -> list[int]:
 def poisoned(ctx: WorkflowContext, directory: str, attempts: int | None) -> str:
     ctx.options(retry=attempts).step("poison", directory)
     return "not reached"
+
+
+def called(ctx: WorkflowContext, directory: str) -> list[Any]:
+    """Wait for an answer to a token that a step hands out."""
+    answer = ctx.wait_callback("hand_out", directory, timeout=300, heartbeat=200)
+    return [answer, ctx.step("add", 1, 2)]

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import click
 
+from durable_celery.cli.callbacks import callback
 from durable_celery.cli.export import export
 from durable_celery.cli.runs import cancel, history, list_, show, signal
 from durable_celery.cli.talking import follow, query, update
@@ -20,8 +21,8 @@ __all__ = ["durable"]
 
 @click.group()
 def durable() -> None:
-    """Look at durable workflows, talk to them and cancel them, save their histories."""
+    """Look at durable workflows, talk to them and cancel them, answer their callbacks, save their histories."""
 
 
-for _command in (list_, show, history, export, signal, cancel, query, update, follow):
+for _command in (list_, show, history, export, signal, callback, cancel, query, update, follow):
     durable.add_command(_command)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
-from typing import TYPE_CHECKING, ParamSpec
+from typing import TYPE_CHECKING, Any, ParamSpec
 
 import click
 from celery.exceptions import CeleryCommandException
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from durable_celery.client import Client
 
-__all__ = ["client_of", "command", "show_json", "show_lines"]
+__all__ = ["client_of", "command", "read_value", "show_json", "show_lines"]
 
 P = ParamSpec("P")
 
@@ -65,3 +65,15 @@ def show_lines(ctx: click.Context, lines: Sequence[str]) -> None:
 def show_json(ctx: click.Context, form: object) -> None:
     """Print a document for programs."""
     show_lines(ctx, [json.dumps(form, indent=2, ensure_ascii=False)])
+
+
+def read_value(value: str) -> Any:
+    """Return the value of an argument VALUE, which is JSON.
+
+    Raises:
+        UsageError: it is none.
+    """
+    try:
+        return json.loads(value)
+    except ValueError as error:
+        raise click.UsageError(f"VALUE is no JSON ({error}): {value!r}. A text needs its quotes: '\"text\"'") from error

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from durable_celery.cli.console import client_of, command, show_json, show_lines
+from durable_celery.cli.console import client_of, command, read_value, show_json, show_lines
 from durable_celery.cli.tables import children, run_story, run_table
 from durable_celery.codec import Codec, place_of
 from durable_celery.dispatch import version_of
@@ -97,11 +96,7 @@ def history(ctx: click.Context, workflow_id: str, *, payloads: bool, decode: boo
 @command
 def signal(ctx: click.Context, workflow_id: str, name: str, value: str, key: str | None, *, as_json: bool) -> None:
     """Send a signal. VALUE is JSON: true, 12, '"text"', '{"by": "ann"}'; null if left out."""
-    try:
-        decoded = json.loads(value)
-    except ValueError as error:
-        raise click.UsageError(f"VALUE is no JSON ({error}): {value!r}. A text needs its quotes: '\"text\"'") from error
-    client_of(ctx).signal(workflow_id, name, decoded, key=key)
+    client_of(ctx).signal(workflow_id, name, read_value(value), key=key)
     if as_json:
         show_json(ctx, {"workflow_id": workflow_id, "signal": name, "accepted": True})
     else:

@@ -15,11 +15,13 @@ from durable_celery.codec.blobs import FileBlobs, RedisBlobs
 from durable_celery.codec.chain import chain_of
 from durable_celery.codec.compression import Deflate
 from durable_celery.codec.crypto import AesGcm
-from durable_celery.codec.failures import HiddenFailure, failure_of, failure_text, rebuild
+from durable_celery.codec.failures import HiddenFailure, error_of, failure_of, failure_text, rebuild
 from durable_celery.codec.ids import RESERVED, check_id, check_name, check_own_name
 from durable_celery.codec.offload import Blobs, Offload
 from durable_celery.codec.places import Place, place_of
 from durable_celery.codec.ports import KeyedDigest, PayloadCodec
+from durable_celery.codec.shapes import Shape
+from durable_celery.codec.tokens import CallbackToken
 from durable_celery.codec.values import HIDDEN, Codec, digest, summary
 
 __all__ = [
@@ -27,6 +29,7 @@ __all__ = [
     "RESERVED",
     "AesGcm",
     "Blobs",
+    "CallbackToken",
     "Codec",
     "Deflate",
     "FileBlobs",
@@ -36,11 +39,13 @@ __all__ = [
     "PayloadCodec",
     "Place",
     "RedisBlobs",
+    "Shape",
     "chain_of",
     "check_id",
     "check_name",
     "check_own_name",
     "digest",
+    "error_of",
     "failure_of",
     "failure_text",
     "place_of",

@@ -11,7 +11,7 @@ from durable_celery.codec.values import Codec, is_sealed
 from durable_celery.errors import DurableError, PayloadError, RemoteError, StepTimeoutError
 from durable_celery.policy import type_name
 
-__all__ = ["HiddenFailure", "failure_of", "failure_text", "rebuild"]
+__all__ = ["HiddenFailure", "error_of", "failure_of", "failure_text", "rebuild"]
 
 #: Longest traceback text that is recorded, in characters; the innermost frames are kept.
 TRACEBACK_LIMIT = 8000
@@ -71,7 +71,11 @@ def rebuild(payload: str | None, codec: Codec, place: Place = _NOWHERE) -> Excep
     Raises:
         CodecError: it cannot be opened here.
     """
-    form = _form(payload, codec, place)
+    return error_of(_form(payload, codec, place))
+
+
+def error_of(form: dict[str, Any]) -> Exception:
+    """Rebuild an exception from the form that :func:`failure_text` writes, as :func:`rebuild` does."""
     error = _instance(form) or RemoteError(str(form.get("type", "unknown")), str(form.get("message", "")))
     error.__cause__ = RemoteTraceback(form.get("traceback", ""))
     return error

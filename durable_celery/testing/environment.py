@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     from durable_celery.task import DurableTask
     from durable_celery.testing.calls import Execution
+    from durable_celery.workflow import Signal
 
 __all__ = ["Environment"]
 
@@ -158,8 +159,8 @@ class Environment:
         """The time of the test; aware, UTC."""
         return self._system.now if self._system else self._now or datetime.now(UTC)
 
-    def signal(self, run: WorkflowHandle[Any] | str, name: str, value: object = None) -> None:
-        """Send a signal to a run (its handle or id), and let happen what follows at once."""
+    def signal(self, run: WorkflowHandle[Any] | str, name: Signal[Any] | str, value: object = None) -> None:
+        """Send a signal (a ``Signal`` or its name) to a run (its handle or id), and let happen what follows at once."""
         self._bound.binding.client.signal(_id_of(run), name, value)
         self.settle()
 

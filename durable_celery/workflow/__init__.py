@@ -8,6 +8,7 @@ against their records; ``guard``, ``loop`` and ``driver`` run user code; ``machi
 from durable_celery.workflow.awaited import AsyncWorkflowContext
 from durable_celery.workflow.batch import BatchItem, BatchResult, ItemStatus, Tolerance
 from durable_celery.workflow.blocking import WorkflowContext
+from durable_celery.workflow.callbacks import Callback
 from durable_celery.workflow.context import WorkflowInfo
 from durable_celery.workflow.definition import Definition
 from durable_celery.workflow.execution import Execution, replay
@@ -16,6 +17,7 @@ from durable_celery.workflow.handles import Handle, RaceResult, StepHandle
 from durable_celery.workflow.logger import WorkflowLogger
 from durable_celery.workflow.notes import Note, Stream, read_note
 from durable_celery.workflow.tasks import ParentClose, TaskLike
+from durable_celery.workflow.typed_signal import Signal
 from durable_celery.workflow.updates import UPDATE, is_update
 
 __all__ = [
@@ -23,6 +25,7 @@ __all__ = [
     "AsyncWorkflowContext",
     "BatchItem",
     "BatchResult",
+    "Callback",
     "Definition",
     "Execution",
     "Handle",
@@ -32,6 +35,7 @@ __all__ = [
     "ParentClose",
     "Query",
     "RaceResult",
+    "Signal",
     "State",
     "StepHandle",
     "Stream",

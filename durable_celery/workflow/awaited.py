@@ -9,10 +9,12 @@ from typing import Any, Concatenate, ParamSpec, TypeVar, overload
 
 from durable_celery.workflow import verbs
 from durable_celery.workflow.batch import BatchResult, Tolerance
+from durable_celery.workflow.callbacks import wait_callback
 from durable_celery.workflow.context import Context
 from durable_celery.workflow.handles import Handle, RaceResult
 from durable_celery.workflow.saga import AsyncSaga
 from durable_celery.workflow.tasks import TaskLike, is_function
+from durable_celery.workflow.typed_signal import Signal
 
 __all__ = ["AsyncWorkflowContext"]
 
@@ -167,13 +169,45 @@ class AsyncWorkflowContext(Context):
         """Wait until an instant, given as an aware datetime; one that is past is no wait."""
         await verbs.sleep_until(self._machine, instant)
 
-    async def wait_signal(self, name: str, timeout: timedelta | float | None = None) -> Any:  # noqa: ASYNC109 - a durable one
-        """Wait for a signal and return its value. Signals that came before are kept, in order.
+    @overload
+    async def wait_signal(self, name: Signal[T], timeout: timedelta | float | None = None) -> T: ...  # noqa: ASYNC109 - a durable one
+    @overload
+    async def wait_signal(self, name: str, timeout: timedelta | float | None = None) -> Any: ...  # noqa: ASYNC109 - a durable one
+    async def wait_signal(
+        self,
+        name: Signal[Any] | str,
+        timeout: timedelta | float | None = None,  # noqa: ASYNC109 - a durable one
+    ) -> Any:
+        """Wait for a signal (a :class:`Signal` or a name), return its value. Those that came before are kept, in order.
 
         Raises:
             WaitTimeoutError: it did not come within ``timeout`` (seconds or timedelta).
+            InvalidSignalError: it came with a value of another type; it is used up, and may be waited for again.
         """
         return await verbs.wait_signal(self._machine, name, timeout)
+
+    async def wait_callback(
+        self,
+        submit: Any,
+        *args: Any,
+        timeout: timedelta | float | None = None,  # noqa: ASYNC109 - a durable one
+        heartbeat: timedelta | float | None = None,
+    ) -> Any:
+        """Run ``submit(token, *args)``, a Celery task or a function as local step, and return the answer to the token.
+
+        The answer may come before the step has returned.
+
+        Args:
+            submit: the task, its name, or a function for a local step: it tells the outside system the token.
+            args: what it gets after the token.
+            timeout: how long to wait for the answer, from now (seconds or timedelta).
+            heartbeat: how long to wait for a sign of life or the answer.
+
+        Raises:
+            WaitTimeoutError: the answer, or (``HeartbeatTimeoutError``) a sign of life, did not come in time.
+            Exception: what the outside system failed with, or ``submit`` before an answer came.
+        """
+        return await wait_callback(self._machine, self._options, submit, args, timeout=timeout, heartbeat=heartbeat)
 
     async def wait_until(
         self,

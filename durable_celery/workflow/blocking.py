@@ -9,10 +9,12 @@ from typing import Any, Concatenate, ParamSpec, TypeVar, overload
 
 from durable_celery.workflow import verbs
 from durable_celery.workflow.batch import BatchResult, Tolerance
+from durable_celery.workflow.callbacks import wait_callback
 from durable_celery.workflow.context import Context
 from durable_celery.workflow.handles import Handle, RaceResult
 from durable_celery.workflow.saga import Saga
 from durable_celery.workflow.tasks import TaskLike, is_function
+from durable_celery.workflow.typed_signal import Signal
 
 __all__ = ["WorkflowContext"]
 
@@ -168,13 +170,43 @@ class WorkflowContext(Context):
         """Wait until an instant, given as an aware datetime; one that is past is no wait."""
         self._wait(verbs.sleep_until(self._machine, instant))
 
-    def wait_signal(self, name: str, timeout: timedelta | float | None = None) -> Any:
-        """Wait for a signal and return its value. Signals that came before are kept, in order.
+    @overload
+    def wait_signal(self, name: Signal[T], timeout: timedelta | float | None = None) -> T: ...
+    @overload
+    def wait_signal(self, name: str, timeout: timedelta | float | None = None) -> Any: ...
+    def wait_signal(self, name: Signal[Any] | str, timeout: timedelta | float | None = None) -> Any:
+        """Wait for a signal (a :class:`Signal` or a name), return its value. Those that came before are kept, in order.
 
         Raises:
             WaitTimeoutError: it did not come within ``timeout`` (seconds or timedelta).
+            InvalidSignalError: it came with a value of another type; it is used up, and may be waited for again.
         """
         return self._wait(verbs.wait_signal(self._machine, name, timeout))
+
+    def wait_callback(
+        self,
+        submit: Any,
+        *args: Any,
+        timeout: timedelta | float | None = None,
+        heartbeat: timedelta | float | None = None,
+    ) -> Any:
+        """Run ``submit(token, *args)``, a Celery task or a function as local step, and return the answer to the token.
+
+        The answer may come before the step has returned.
+
+        Args:
+            submit: the task, its name, or a function for a local step: it tells the outside system the token.
+            args: what it gets after the token.
+            timeout: how long to wait for the answer, from now (seconds or timedelta).
+            heartbeat: how long to wait for a sign of life or the answer.
+
+        Raises:
+            WaitTimeoutError: the answer, or (``HeartbeatTimeoutError``) a sign of life, did not come in time.
+            Exception: what the outside system failed with, or ``submit`` before an answer came.
+        """
+        return self._wait(
+            wait_callback(self._machine, self._options, submit, args, timeout=timeout, heartbeat=heartbeat)
+        )
 
     def wait_until(self, predicate: Callable[[], object], timeout: timedelta | float | None = None) -> None:
         """Wait until a predicate over the workflow's own state is true, such as what other branches change.

@@ -16,11 +16,13 @@ from uuid import UUID
 
 from durable_celery.policy import RetryPolicy
 from durable_celery.workflow import notes, verbs
+from durable_celery.workflow.callbacks import Callback, open_callback
 from durable_celery.workflow.handlers import State
 from durable_celery.workflow.handles import Handle, StepHandle
 from durable_celery.workflow.logger import WorkflowLogger
 from durable_celery.workflow.machine import Machine
 from durable_celery.workflow.tasks import CallOptions, ParentClose, TaskLike
+from durable_celery.workflow.typed_signal import Signal
 
 __all__ = ["Context", "WorkflowInfo"]
 
@@ -105,9 +107,27 @@ class Context:
         """Start a durable timer; its handle is done after ``duration`` (seconds or timedelta)."""
         return verbs.timer(self._machine, duration)
 
-    def signal(self, name: str) -> Handle[Any]:
-        """Return a handle for the next signal of this name, one that was kept or one that will come."""
+    @overload
+    def signal(self, name: Signal[T]) -> Handle[T]: ...
+    @overload
+    def signal(self, name: str) -> Handle[Any]: ...
+    def signal(self, name: Signal[Any] | str) -> Handle[Any]:
+        """Return a handle for the next signal (a :class:`Signal` or a name), one that was kept or one that will come.
+
+        The handle fails with ``InvalidSignalError`` if its value is of another type; that signal is used up.
+        """
         return self._machine.signal(name)
+
+    def callback(
+        self, *, timeout: timedelta | float | None = None, heartbeat: timedelta | float | None = None
+    ) -> Callback:
+        """Make a callback: a handle for an answer that an outside system gives by ``callback.token``.
+
+        Args:
+            timeout: how long to wait for the answer (seconds or timedelta); then it is a ``WaitTimeoutError``.
+            heartbeat: how long to wait for a sign of life or the answer; then it is a ``HeartbeatTimeoutError``.
+        """
+        return open_callback(self._machine, timeout=timeout, heartbeat=heartbeat)
 
     def now(self) -> datetime:
         """Return the workflow's time: when what the code now reacts to was recorded. Aware, UTC."""

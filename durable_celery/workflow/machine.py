@@ -40,9 +40,10 @@ from durable_celery.workflow.handles import Handle, StepHandle
 from durable_celery.workflow.interrupts import is_interrupt
 from durable_celery.workflow.journal import Journal
 from durable_celery.workflow.loop import make_loop
-from durable_celery.workflow.signals import Signals
+from durable_celery.workflow.signals import SignalHandle, Signals
 from durable_celery.workflow.story import instant
 from durable_celery.workflow.tasks import CallOptions, ParentClose, check_arguments, options_of_call, resolve
+from durable_celery.workflow.typed_signal import Signal
 from durable_celery.workflow.updates import Updates, is_update
 
 __all__ = ["Machine"]
@@ -87,6 +88,8 @@ class Machine:
         self._steps: dict[int, StepHandle[Any]] = {}
         self._timers: dict[int, _Timer] = {}
         self._patches: dict[str, bool] = {}
+        #: Callbacks that have no outcome, by number; in order.
+        self.callbacks: dict[int, Handle[Any]] = {}
 
     @cached_property
     def random(self) -> Random:
@@ -226,14 +229,10 @@ class Machine:
         self.issue(CommandCancelled(number=self.journal.next, cause=self.cause, target=number))
         return True
 
-    def signal(self, name: str) -> Handle[Any]:
+    def signal(self, signal: Signal[T] | str) -> SignalHandle[T]:
         """Return a handle for the next signal of a name."""
         self.check()
-        handle: Handle[Any] = Handle(self)
-        handle.withdraw = partial(self.signals.leave, name, handle)
-        handle.give_back = lambda: self.signals.give_back(name, handle.result())
-        self.signals.wait(name, handle)
-        return handle
+        return SignalHandle(self, self.signals, signal)
 
     def until(self, predicate: Callable[[], object]) -> Handle[None]:
         """Return a handle that is done when a predicate over the code's state is true."""
@@ -390,8 +389,9 @@ class Machine:
             f"timer ({number}) until {instant(timer.due_at):%Y-%m-%d %H:%M:%S}"
             for number, timer in self._timers.items()
         )
+        callbacks = (f"callback ({number})" for number in self.callbacks)
         conditions = (f"condition {name}" for name in self.conditions.names())
-        shown = list(islice(chain(steps, names, conditions, timers), _SHOWN + 1))
+        shown = list(islice(chain(steps, names, callbacks, conditions, timers), _SHOWN + 1))
         return ", ".join([*shown[:_SHOWN], *(["..."] if len(shown) > _SHOWN else [])])
 
     def now_as_datetime(self) -> datetime:

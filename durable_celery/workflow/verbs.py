@@ -25,6 +25,7 @@ from durable_celery.workflow.machine import Machine
 from durable_celery.workflow.notes import check_local_name
 from durable_celery.workflow.story import EPOCH
 from durable_celery.workflow.tasks import CallOptions, is_function
+from durable_celery.workflow.typed_signal import Signal
 
 __all__ = [
     "branch",
@@ -155,14 +156,20 @@ async def shield(machine: Machine, arm: Awaitable[T]) -> T:
     return result
 
 
-async def wait_signal(machine: Machine, name: str, timeout: timedelta | float | None) -> Any:  # noqa: ASYNC109 - the verb
+async def wait_signal(
+    machine: Machine,
+    signal: Signal[T] | str,
+    timeout: timedelta | float | None,  # noqa: ASYNC109 - the verb
+) -> T:
     """Wait for a signal and return its value.
 
     Raises:
         WaitTimeoutError: it did not come within ``timeout``.
+        InvalidSignalError: it came with a value of another type.
     """
     limit = None if timeout is None else seconds(timeout)
-    return await _within(machine, machine.signal(name), limit, f"no signal {name!r} came")
+    handle = machine.signal(signal)
+    return await _within(machine, handle, limit, f"no signal {handle.name!r} came")
 
 
 async def wait_until(
@@ -191,8 +198,8 @@ async def _within(machine: Machine, handle: Handle[T], limit: float | None, stor
         finally:
             if not machine.at_rest:
                 alarm.cancel()
-    except BaseException:
-        if not machine.at_rest:
+    except BaseException as error:
+        if not (machine.at_rest or (handle.done() and not handle.cancelled() and handle.exception() is error)):
             handle.drop()
         raise
 

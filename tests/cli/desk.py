@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
+from dataclasses import dataclass
 from typing import Any
 
 from celery import Celery
 
-from durable_celery import RetryPolicy, WorkflowContext, durable_task
+from durable_celery import RetryPolicy, Signal, WorkflowContext, durable_task
 
 app = Celery("desk", broker=os.environ["DESK_BROKER"], set_as_current=False)
 app.conf.update(task_ignore_result=True, broker_connection_retry_on_startup=True)
@@ -72,3 +73,29 @@ def upgraded(ctx: WorkflowContext) -> None:
 @durable_task(app=app, name="desk.versioned", version=3)
 def versioned(ctx: WorkflowContext, text: str) -> None:
     ctx.wait_signal(text)
+
+
+@dataclass
+class Vote:
+    by: str
+    yes: bool = True
+
+
+voted = Signal("voted", Vote)
+
+
+@durable_task(app=app, name="desk.poll", signals=[voted])
+def poll(ctx: WorkflowContext) -> Any:
+    return ctx.wait_signal(voted).by
+
+
+@app.task(name="desk.submit")
+def submit(token: str) -> str:
+    return token
+
+
+@durable_task(app=app, name="desk.callback")
+def callback(ctx: WorkflowContext, silence: float | None = None) -> Any:
+    answer = ctx.callback(heartbeat=silence)
+    ctx.step(submit, answer.token)
+    return answer.result()

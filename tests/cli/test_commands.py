@@ -10,7 +10,7 @@ import subprocess
 
 import pytest
 
-from durable_celery.events import SignalReceived, history_from_json
+from durable_celery.events import LocalStepCompleted, SignalReceived, history_from_json
 from tests.cli.conftest import Desk
 from tests.servers import free_port
 
@@ -201,6 +201,62 @@ def test_mistakes_are_told_in_one_line(desk: Desk, waiting: str, words: list[str
     assert "Traceback" not in done.stderr
 
 
+def token(desk: Desk, workflow_id: str, *args: object) -> str:
+    """Start a run that waits for an answer; return the token that it gave out."""
+    desk.start("callback", *args, workflow_id=workflow_id, until="running")
+    return next(
+        str(desk.client.codec.decode(item.event.payload))
+        for item in desk.client.history(workflow_id)
+        if isinstance(item.event, LocalStepCompleted)
+    )
+
+
+def test_a_callback_is_completed_once(desk: Desk) -> None:
+    given = token(desk, "callback-1")
+
+    assert desk.text("callback", "complete", given, '{"paid": 12}') == "the answer is in the history\n"
+    desk.wait("callback-1", "completed")
+    again = desk.text("callback", "complete", given, '{"paid": 12}')
+    assert again == "it was answered before; nothing was changed\n"
+    assert desk.json("callback", "fail", given, "no")["accepted"] is False
+    assert re.search(r"completed +-> \{'paid': 12\}$", desk.text("history", "callback-1"), re.MULTILINE)
+
+
+def test_a_callback_is_kept_waiting_and_failed(desk: Desk) -> None:
+    given = token(desk, "callback-2", 3600)
+
+    assert desk.text("callback", "heartbeat", given) == "the sign of life is in the history\n"
+    assert desk.json("callback", "fail", given, "the card has expired")["accepted"] is True
+    desk.wait("callback-2", "failed")
+    assert "CallbackFailedError: the card has expired" in desk.text("history", "callback-2", "--payloads")
+
+    late = desk.run("callback", "heartbeat", given)
+    assert (late.returncode, late.stdout) == (4, "")
+    assert "already failed" in late.stderr
+
+
+@pytest.mark.parametrize("words", [["complete", "nonsense"], ["fail", "dcb1.nonsense", "why"], ["heartbeat", ""]])
+def test_what_is_no_token_is_told_in_one_line(desk: Desk, words: list[str]) -> None:
+    done = desk.run("callback", *words)
+
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "no token of a callback" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_signal_is_held_against_what_the_workflow_declares(desk: Desk) -> None:
+    workflow_id = desk.start("poll", workflow_id="poll-1", until="signal voted")
+
+    wrong = desk.run("signal", workflow_id, "voted", '{"who": "ann"}')
+    assert (wrong.returncode, wrong.stdout) == (2, "")
+    assert "Vote has no field who; it has by, yes" in wrong.stderr
+    unknown = desk.run("signal", workflow_id, "vote")
+    assert unknown.returncode == 2
+    assert "takes no signal 'vote', but 'voted'; was 'voted' meant?" in unknown.stderr
+    desk.text("signal", workflow_id, "voted", '{"by": "ann"}')
+    desk.wait(workflow_id, "completed")
+
+
 def test_a_server_that_does_not_answer_is_told_in_one_line(desk: Desk) -> None:
     done = desk.run("list", url=f"redis://127.0.0.1:{free_port()}/0")
 
@@ -236,7 +292,9 @@ def test_colours_and_cut_lines_are_for_terminals_only(desk: Desk, waiting: str) 
 def test_help_names_every_command(desk: Desk) -> None:
     text = desk.text("--help")
 
-    assert {"list", "show", "history", "export", "signal", "cancel", "query", "update", "follow"} <= set(text.split())
+    commands = {"list", "show", "history", "export", "signal", "callback", "cancel", "query", "update", "follow"}
+    assert commands <= set(text.split())
+    assert {"complete", "fail", "heartbeat"} <= set(desk.text("callback", "--help").split())
 
 
 def _read(descriptor: int) -> bytes:

@@ -3,11 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, cast
 
+from durable_celery.callbacks import CallbackVerbs
+from durable_celery.codec import CallbackToken
+from durable_celery.engine import Engine
+from durable_celery.errors import CallbackFailedError, HeartbeatTimeoutError, InvalidSignalError, WorkflowClosedError
 from durable_celery.policy import RetryPolicy
+from durable_celery.store.protocol import RunMessage
 from durable_celery.testing.world import World
-from durable_celery.workflow import UPDATE, AsyncWorkflowContext, Handlers, Tolerance, WorkflowContext
+from durable_celery.workflow import UPDATE, AsyncWorkflowContext, Handlers, Signal, Tolerance, WorkflowContext
 from tests.engine.programs import CANCELLED, DONE, FAILED, Outcomes, Program, arithmetic
 
 
@@ -282,6 +291,110 @@ def _ask(world: World, key: str, x: int) -> None:
     world.signal(f"{UPDATE}add", [key, [x], {}], key=key)
 
 
+class Outside(CallbackVerbs):
+    """What is outside of a world: it repeats what the store did not acknowledge."""
+
+    def __init__(self, world: World) -> None:
+        self.world, self.store, self.codec, self.inbox_limit = world, world.client, world.codec, 0
+        self.engine = cast("Engine", self)
+
+    def publish(self, messages: Sequence[RunMessage | None]) -> None:
+        for message in messages:
+            self.world._publish(message)
+
+    def say(self, verb: Callable[..., object], *args: Any) -> None:
+        self.world._insist(partial(verb, *args))
+
+    def _send(self, token: CallbackToken, message: str, key: str, *, room: int = 0) -> bool:
+        try:
+            added = self.world._insist(partial(super()._send, token, message, key, room=room))
+        except WorkflowClosedError:
+            # Faults have delayed a sign of life until the run had ended. An answer has its place in the history then.
+            assert key.startswith("beat:")
+            return False
+        if (token.workflow_id, key) not in self.world._signal_keys:
+            self.world._signal_keys.add((token.workflow_id, key))
+            self.world.signals.append((token.workflow_id, token.signal, json.loads(message)))
+        return added
+
+    def later(self, seconds: float, verb: Callable[..., object], *args: Any) -> None:
+        self.world.at(seconds, partial(self.say, verb, *args))
+
+
+def callbacks(world: World) -> Outcomes:
+    """Answers that come later, before the step has returned, as a failure, after signs of life, and not at all."""
+    outside = Outside(world)
+    later = world.task(lambda token, x: outside.later(3, outside.complete_callback, token, x), "later")
+    at_once = world.task(lambda token: outside.say(outside.complete_callback, token, "at once"), "at_once")
+    refuse = world.task(lambda token: outside.later(3, outside.fail_callback, token, "no funds"), "refuse")
+
+    def slowly(token: str) -> None:
+        for seconds in (90, 180, 270):
+            outside.later(seconds, outside.heartbeat_callback, token)
+        outside.later(300, outside.complete_callback, token, "slowly")
+
+    slow = world.task(slowly, "slowly")
+
+    def main(ctx: WorkflowContext) -> list[Any]:
+        seen = [ctx.wait_callback(later, 1, timeout=900), ctx.wait_callback(at_once)]
+        try:
+            ctx.wait_callback(refuse, timeout=900)
+        except CallbackFailedError as error:
+            seen.append(str(error))
+        seen.append(ctx.wait_callback(slow, timeout=900, heartbeat=150))
+        try:
+            ctx.callback(heartbeat=5).result()
+        except HeartbeatTimeoutError:
+            seen.append("silence")
+        return seen
+
+    world.start(world.flow(main))
+    return {"w": (DONE, [1, "at once", "no funds", "slowly", "silence"])}
+
+
+def callback_in_a_race(world: World) -> Outcomes:
+    """One that is given up, and whose answer comes all the same."""
+    outside = Outside(world)
+    submit = world.task(lambda token: outside.later(30, outside.complete_callback, token, "too late"), "submit")
+
+    async def main(ctx: AsyncWorkflowContext) -> list[Any]:
+        callback = ctx.callback(timeout=900, heartbeat=800)
+        await ctx.step(submit, callback.token)
+        won = await ctx.race(answer=callback, alarm=ctx.timer(4))
+        await ctx.sleep(300)
+        return [won.name, callback.cancelled()]
+
+    world.start(world.flow(main))
+    return {"w": (DONE, ["alarm", True])}
+
+
+@dataclass(frozen=True)
+class Vote:
+    by: str
+
+
+voted = Signal("voted", Vote)
+
+
+def typed_signals(world: World) -> Outcomes:
+    """The second was not checked by its sender."""
+    plus, _ = arithmetic(world)
+
+    def main(ctx: WorkflowContext) -> list[Any]:
+        seen: list[Any] = []
+        for number in range(3):
+            try:
+                seen.append(ctx.wait_signal(voted, timeout=900).by)
+            except InvalidSignalError:
+                seen.append(ctx.step(plus, number))
+        return seen
+
+    world.start(world.flow(main))
+    for seconds, vote in enumerate(({"by": "ann"}, {"buy": "bob"}, {"by": "tom"})):
+        world.at(seconds, partial(world.signal, "voted", vote, key=str(seconds)))
+    return {"w": (DONE, ["ann", 2, "tom"])}
+
+
 VOCABULARY: tuple[Program, ...] = (
     batch_of_branches,
     batch_that_is_decided,
@@ -297,4 +410,7 @@ VOCABULARY: tuple[Program, ...] = (
     updated,
     updated_by_async,
     updated_and_cancelled,
+    callbacks,
+    callback_in_a_race,
+    typed_signals,
 )

@@ -52,14 +52,16 @@ def in_this_order(lines: list[str], *parts: str) -> bool:
     return all(any(part in line for line in left) for part in parts)
 
 
-def test_approval_waits_for_a_person_keeps_an_early_answer_and_gives_up_in_time() -> None:
+def test_approval_waits_for_a_person_keeps_an_early_answer_reminds_and_gives_up_in_time() -> None:
     lines = run("approval.py")
 
     assert lines[0].startswith("report-1 waits for: signal decision")
-    assert lines[1:] == [
+    assert lines[1].startswith("a slip is refused:  the value of signal 'decision' is to be of type Decision: approved")
+    assert lines[2:] == [
         "maria approves:     120 paid out for report-1",
-        "an early answer:    report-2 was refused by maria",
+        "an early answer:    report-2 was refused by maria: no receipt",
         "nobody answers:     report-3 was left unanswered",
+        "what was tried:     ask, remind, ask, remind",
     ]
 
 
@@ -69,7 +71,7 @@ def test_approval_runs_against_a_broker_of_another_kind(rabbitmq_url: str) -> No
     finally:
         delete_from_rabbitmq(rabbitmq_url, queues=["approval"], exchanges=["approval"])
 
-    assert lines[-1] == "nobody answers:     report-3 was left unanswered"
+    assert lines[-1] == "what was tried:     ask, remind, ask, remind"
 
 
 def test_fulfilment_picks_all_lines_refunds_what_is_missing_and_races_the_courier_with_the_clock() -> None:
@@ -263,3 +265,16 @@ def test_the_nightly_batch_tolerates_a_few_failures_and_stops_at_too_many() -> N
 
 def test_render_asks_until_the_job_is_done_or_for_too_long() -> None:
     assert run("render.py") == ["sunrise is done, 70 frames", "job of endless withdrawn"]
+
+
+def test_a_payment_provider_answers_by_its_token_fails_falls_silent_and_cannot_answer_twice() -> None:
+    assert run("payment.py") == [
+        "the provider calls: 200",
+        "order-1 is paid, receipt r-1",
+        "it calls again: 208",
+        "order-2 is not paid: the card has expired",
+        "a sign of life: 202",
+        "order-3 is looked into by a person: the provider fell silent",
+        "too late: 410",
+        "a forged token: 400",
+    ]

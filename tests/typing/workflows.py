@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any, assert_type
 
 from celery import Celery, Task
@@ -11,13 +12,15 @@ from durable_celery import (
     AsyncWorkflowContext,
     DurableTask,
     Query,
+    Signal,
     Update,
     UpdateHandle,
     WorkflowContext,
     WorkflowHandle,
+    complete_callback,
     durable_task,
 )
-from durable_celery.workflow.handles import StepHandle
+from durable_celery.workflow.handles import Handle, StepHandle
 from durable_celery.workflow.tasks import TaskLike
 
 
@@ -149,3 +152,43 @@ def start() -> None:
     durable_task(version="2")  # type: ignore[call-overload]
     second_version.delay("3")  # type: ignore[arg-type]
     nothing.delay("too much")  # type: ignore[call-arg]
+
+
+@dataclass
+class Approval:
+    by: str
+
+
+approved = Signal("approved", Approval)
+count = Signal("count", int)
+done = Signal("done", None)
+anything = Signal("anything")
+optional: Signal[int | None] = Signal("optional", int | None)
+
+
+@durable_task(signals=[approved, count, "plain"])
+def waits(ctx: WorkflowContext) -> None:
+    assert_type(ctx.wait_signal(approved), Approval)
+    assert_type(ctx.wait_signal(count, timeout=3), int)
+    assert_type(ctx.wait_signal(optional), int | None)
+    assert_type(ctx.signal(approved), Handle[Approval])
+    assert_type(ctx.signal(approved).result().by, str)
+    ctx.wait_signal("plain").whatever()
+    ctx.wait_signal(anything).whatever()
+    assert_type(ctx.callback(timeout=3).token, str)
+
+
+@durable_task(signals=[approved])
+async def waits_too(ctx: AsyncWorkflowContext) -> None:
+    assert_type(await ctx.wait_signal(approved), Approval)
+    assert_type(await ctx.signal(count), int)
+
+
+def send(handle: WorkflowHandle[None], token: str) -> None:
+    handle.signal(approved, Approval("ann"), key="k")
+    handle.signal(done)
+    handle.signal("plain", object())
+    handle.signal(approved, "ann")  # type: ignore[misc]
+    handle.signal(approved)  # type: ignore[arg-type]
+    handle.signal(count, None)  # type: ignore[arg-type]
+    assert_type(complete_callback(token, 1), bool)

@@ -18,11 +18,12 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from durable_celery.codec import failure_of
+from durable_celery.codec import CallbackToken, failure_of, failure_text
 from durable_celery.errors import DurableError
 from durable_celery.events import (
     CancelRequested,
     Event,
+    LocalStepCompleted,
     Output,
     SignalReceived,
     StepCompleted,
@@ -32,7 +33,7 @@ from durable_celery.events import (
     TimerStarted,
     encode,
 )
-from durable_celery.workflow import Tolerance, WorkflowContext
+from durable_celery.workflow import Signal, Tolerance, WorkflowContext
 from tests.workflow.log import CODEC, Run, handlers_of, request
 
 Body = tuple[Any, ...]
@@ -57,6 +58,9 @@ LEAVES = (
     "publish",
     "stream",
     "until_updated",
+    "typed",
+    "callback",
+    "wait_callback",
 )
 BRANCHES = (
     "spawn",
@@ -73,6 +77,9 @@ BRANCHES = (
     "saga",
 )
 NAMES = ("a", "b")
+TYPED = (Signal("a", int), Signal("b", str), Signal("b", int | None))
+#: Steps whose arguments or result hold a secret.
+SECRET = ("submit", "submit_here", CallbackToken.MAKER)
 #: How often local steps really ran.
 ran: list[int] = []
 
@@ -85,6 +92,11 @@ def local(value: int) -> int:
 def failing(value: int) -> int:
     ran.append(value)
     raise ValueError(f"local {value}")
+
+
+def submit_here(token: str) -> str:
+    ran.append(0)
+    return "submitted"
 
 
 class Interpreter:
@@ -128,6 +140,24 @@ class Interpreter:
     def do_wait(self, value: int) -> Calls:
         timeout = None if value % 3 == 0 else value
         self.trace.append((yield lambda: self.ctx.wait_signal(NAMES[value % 2], timeout)))
+
+    def do_typed(self, value: int) -> Calls:
+        # What comes is a number, which is not always what is waited for.
+        handle = self.ctx.signal(TYPED[value % 3])
+        self.handles.append(handle)
+        yield lambda: self.ctx.sleep(value % 2)
+        if handle.done():
+            self.trace.append((yield self.result(self.handles.pop(self.handles.index(handle)))))
+
+    def do_callback(self, value: int) -> Calls:
+        callback = self.ctx.callback(timeout=value or None, heartbeat=1 + value % 3 if value % 2 else None)
+        self.handles.append(callback)
+        arms = {"callback": callback, "step": self.ctx.start("submit", callback.token)}
+        self.trace.append(list((yield lambda: self.ctx.race(**arms))))
+
+    def do_wait_callback(self, value: int) -> Calls:
+        submit = submit_here if value % 2 else "submit"
+        self.trace.append((yield lambda: self.ctx.wait_callback(submit, timeout=5, heartbeat=value % 4 or None)))
 
     def do_run(self, value: int) -> Calls:
         self.trace.append((yield lambda: self.ctx.run(local, value)))
@@ -360,7 +390,12 @@ def possible_inputs(run: Run) -> list[Event]:
     inputs: list[Event] = [SignalReceived(name=name, payload=str(length)) for name in NAMES]
     inputs.append(request("u", length, key=f"k{length}"))
     for event in run.outputs:
-        if isinstance(event, StepScheduled):
+        if isinstance(event, LocalStepCompleted) and event.name == CallbackToken.MAKER:
+            name = CallbackToken.parse(CODEC.decode(event.payload)).signal
+            failure = failure_text(ValueError(f"callback {event.number}"), CODEC)
+            answers = ('{"beat":null}', f'{{"value":{event.number}}}', f'{{"failure":{failure}}}')
+            inputs += [SignalReceived(name=name, payload=answer) for answer in answers]
+        elif isinstance(event, StepScheduled):
             inputs.append(StepCompleted(number=event.number, payload=str(event.number * 10)))
             failure = failure_of(ValueError(f"step {event.number}"), CODEC)
             inputs.append(StepFailed(number=event.number, payload=failure))
@@ -399,7 +434,8 @@ def run_program(body: Body, choices: list[int], *, is_async: bool, echo: bool = 
 def canonical(run: Run) -> list[str]:
     """Return the outputs with their causes counted in inputs: what must not depend on batches.
 
-    The traceback text of a failure names lines and ids of objects, and is left out.
+    The traceback text of a failure names lines and ids of objects, and is left out. So is what holds the secret of a
+    callback, which is another one in each run.
     """
     ordinal: dict[int, int] = {}
     for item in run.events:
@@ -411,7 +447,9 @@ def canonical(run: Run) -> list[str]:
         if payload and '"traceback":' in payload:
             form = json.loads(payload)
             payload = json.dumps({**form, "traceback": ""})
-        lines.append(encode(replace(event, cause=ordinal[event.cause], payload=payload)))
+        line = encode(replace(event, cause=ordinal[event.cause], payload=payload))
+        name = getattr(event, "task", getattr(event, "name", ""))
+        lines.append(f"{event.number} {name}" if name in SECRET else line)
     return lines
 
 
