@@ -7,11 +7,13 @@ from datetime import datetime, timedelta
 from functools import partial
 from typing import Any, Concatenate, ParamSpec, TypeVar, overload
 
+from durable_celery.policy import seconds
 from durable_celery.workflow import verbs
 from durable_celery.workflow.batch import BatchResult, Tolerance
 from durable_celery.workflow.context import Context
 from durable_celery.workflow.handles import Handle, RaceResult
 from durable_celery.workflow.saga import AsyncSaga
+from durable_celery.workflow.scopes import AsyncCancelScope, AsyncTimeoutScope
 from durable_celery.workflow.tasks import TaskLike, is_function
 
 __all__ = ["AsyncWorkflowContext"]
@@ -137,6 +139,17 @@ class AsyncWorkflowContext(Context):
             WorkflowCancelled: a cancel came while it was going on; it is raised when the handle is done.
         """
         return await verbs.shield(self._machine, handle)
+
+    def timeout(self, limit: timedelta | float) -> AsyncTimeoutScope:
+        """Return a scope, for an ``async with`` block that must end within a time (seconds or timedelta).
+
+        See :meth:`WorkflowContext.timeout`.
+        """
+        return AsyncTimeoutScope(self._machine, seconds(limit))
+
+    def cancel_scope(self) -> AsyncCancelScope:
+        """Return a scope, for an ``async with`` block that another branch may end with ``scope.cancel()``."""
+        return AsyncCancelScope(self._machine)
 
     def saga(self) -> AsyncSaga:
         """Return a saga, for an ``async with`` block: what was noted is undone if the block fails."""

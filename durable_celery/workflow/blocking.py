@@ -7,11 +7,13 @@ from datetime import datetime, timedelta
 from functools import partial
 from typing import Any, Concatenate, ParamSpec, TypeVar, overload
 
+from durable_celery.policy import seconds
 from durable_celery.workflow import verbs
 from durable_celery.workflow.batch import BatchResult, Tolerance
 from durable_celery.workflow.context import Context
 from durable_celery.workflow.handles import Handle, RaceResult
 from durable_celery.workflow.saga import Saga
+from durable_celery.workflow.scopes import CancelScope, TimeoutScope
 from durable_celery.workflow.tasks import TaskLike, is_function
 
 __all__ = ["WorkflowContext"]
@@ -142,6 +144,18 @@ class WorkflowContext(Context):
             WorkflowCancelled: a cancel came while it was going on; it is raised when the handle is done.
         """
         return self._wait(verbs.shield(self._machine, handle))
+
+    def timeout(self, limit: timedelta | float) -> TimeoutScope:
+        """Return a scope, for a ``with`` block that must end within a time (seconds or timedelta).
+
+        When the time is up the block is cancelled where it waits, with ``asyncio.CancelledError``; the end of the block
+        turns that into :class:`~durable_celery.WaitTimeoutError`.
+        """
+        return TimeoutScope(self._machine, seconds(limit))
+
+    def cancel_scope(self) -> CancelScope:
+        """Return a scope, for a ``with`` block that another branch may end with ``scope.cancel()``."""
+        return CancelScope(self._machine)
 
     def saga(self) -> Saga:
         """Return a saga, for a ``with`` block: what was noted with ``compensate`` is undone if the block fails."""

@@ -16,7 +16,7 @@ from inspect import isawaitable, iscoroutinefunction
 from itertools import count
 from typing import Any, TypeVar
 
-from durable_celery.errors import InvalidRequestError, WaitTimeoutError
+from durable_celery.errors import InvalidRequestError, WaitTimeoutError, WorkflowCancelled
 from durable_celery.policy import seconds, wait_after
 from durable_celery.workflow.batch import BatchResult, Tolerance, items_of, run_batch
 from durable_celery.workflow.driver import run_awaitable
@@ -147,7 +147,8 @@ async def shield(machine: Machine, arm: Awaitable[T]) -> T:
         except asyncio.CancelledError as error:
             if machine.at_rest:
                 raise
-            cancel = error
+            # That of the run counts, whatever scope it stands in.
+            cancel = cancel if isinstance(cancel, WorkflowCancelled) else error
     result = future.result()
     if cancel is not None:
         raise cancel

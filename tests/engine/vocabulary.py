@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
+from contextlib import suppress
 from typing import Any
 
+from durable_celery.errors import WaitTimeoutError
 from durable_celery.policy import RetryPolicy
 from durable_celery.testing.world import World
 from durable_celery.workflow import AsyncWorkflowContext, Tolerance, WorkflowContext
@@ -166,7 +169,52 @@ def child_abandoned_by_a_cancel(world: World) -> Outcomes:
     return {"w": (CANCELLED, "asked"), "w/1.1": (DONE, 2)}
 
 
+def scopes(world: World) -> Outcomes:
+    """A block whose time is up while its clean-up goes on, and one that another branch ends."""
+    plus, double = arithmetic(world)
+
+    def main(ctx: WorkflowContext) -> list[Any]:
+        def stop(inner: WorkflowContext, scope: Any) -> None:
+            inner.step(plus, 1)
+            scope.cancel()
+
+        cleaned = 0
+        with suppress(WaitTimeoutError), ctx.timeout(4):
+            try:
+                ctx.wait_signal("never")
+            except asyncio.CancelledError:
+                cleaned = ctx.step(double, 2)
+                raise
+        with ctx.cancel_scope() as scope:
+            ctx.spawn(stop, scope)
+            ctx.sleep(9000)
+        return [cleaned, scope.cancelled, ctx.step(plus, 5)]
+
+    world.start(world.flow(main))
+    return {"w": (DONE, [4, True, 6])}
+
+
+def scope_that_is_cancelled(world: World) -> Outcomes:
+    """The run is cancelled in a scope, about when the scope's time is up."""
+    _, double = arithmetic(world)
+
+    def main(ctx: WorkflowContext) -> None:
+        with ctx.timeout(6):
+            try:
+                ctx.sleep(9000)
+            except asyncio.CancelledError:
+                ctx.sleep(3)
+                ctx.step(double, 2)
+                raise
+
+    world.start(world.flow(main))
+    world.at(6, world.cancel)
+    return {"w": (CANCELLED, "asked")}
+
+
 VOCABULARY: tuple[Program, ...] = (
+    scopes,
+    scope_that_is_cancelled,
     batch_of_branches,
     batch_that_is_decided,
     saga_that_fails,

@@ -47,6 +47,21 @@ def checkout(ctx: WorkflowContext, order: str, amount: int = 1) -> list[str]:
     return [order]
 
 
+@durable_task
+def scoped(ctx: WorkflowContext) -> str:
+    # A block with a time limit swallows nothing, one that may be told to end does.
+    with ctx.timeout(60) as scope:
+        assert_type(scope.cancelled, bool)
+        return "in time"
+
+
+@durable_task
+async def scoped_async(ctx: AsyncWorkflowContext) -> str:
+    async with ctx.cancel_scope() as scope:
+        return "in time"
+    return f"told to end: {scope.cancel()}"
+
+
 @durable_task(name="named", queue="side")
 async def with_options(ctx: AsyncWorkflowContext, count: int) -> float:
     assert_type(await ctx.step(charge, "o", count), bytes)

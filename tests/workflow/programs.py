@@ -67,6 +67,8 @@ BRANCHES = (
     "map_branches",
     "until",
     "saga",
+    "limit",
+    "scope",
 )
 NAMES = ("a", "b")
 #: How often local steps really ran.
@@ -214,6 +216,39 @@ class Interpreter:
             yield self.result(handle)
         except asyncio.CancelledError:
             self.trace.append("branch cancelled")
+
+    def within(self, scope: Any, body: Body) -> Calls:
+        """Do a body in a scope's block, whose beginning and end are called as verbs are."""
+        yield scope.__aenter__ if self.is_async else scope.__enter__
+        leave = scope.__aexit__ if self.is_async else scope.__exit__
+        try:
+            yield from self.body(body)
+        except GeneratorExit:
+            raise
+        except BaseException as error:
+            kind, left = type(error), error
+            if not (yield lambda: leave(kind, left, None)):
+                raise
+        else:
+            yield lambda: leave(None, None, None)
+
+    def do_limit(self, body: Body) -> Calls:
+        yield from self.within(self.ctx.timeout(len(body)), body)
+
+    def do_scope(self, body: Body) -> Calls:
+        scope = self.ctx.cancel_scope()
+
+        def sync(ctx: Any) -> bool:
+            ctx.wait_signal(NAMES[0], 3)
+            return bool(scope.cancel())
+
+        async def plain(ctx: Any) -> bool:
+            await ctx.wait_signal(NAMES[0], 3)
+            return bool(scope.cancel())
+
+        self.handles.append(self.ctx.spawn(plain if self.is_async else sync))
+        yield from self.within(scope, body)
+        self.trace.append(scope.cancelled)
 
     def do_try(self, body: Body) -> Calls:
         try:
