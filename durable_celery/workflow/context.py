@@ -65,6 +65,7 @@ class Context:
         priority: int | None = None,
         name: str | None = None,
         parent_close: ParentClose | str | None = None,
+        workflow_id: str | None = None,
     ) -> Self:
         """Return this context with options for the calls made through it.
 
@@ -76,13 +77,16 @@ class Context:
             name: what people see in place of the task's name; the recorded name of a local step.
             parent_close: what becomes of a child run that goes on when this run's code has ended: ``cancel``,
                 ``abandon`` or ``wait``. If it is not given it goes on after an end, and is cancelled after a cancel.
+            workflow_id: the id of a child run, in place of the step's key. If a run that this step has not started has
+                it already, the step fails with :class:`~durable_celery.WorkflowConflictError`.
 
         Raises:
             InvalidRequestError: a value cannot be meant.
         """
         chosen = self._options.with_(
-            retry=retry, timeout=timeout, queue=queue, priority=priority, name=name, parent_close=parent_close
-        )
+            retry=retry, timeout=timeout, queue=queue, priority=priority, name=name,
+            parent_close=parent_close, workflow_id=workflow_id,
+        )  # fmt: skip
         return type(self)(self._machine, started_at=self._started_at, parent=self._parent, options=chosen)
 
     @overload

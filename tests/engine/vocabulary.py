@@ -6,7 +6,7 @@ import asyncio
 from contextlib import suppress
 from typing import Any
 
-from durable_celery.errors import WaitTimeoutError
+from durable_celery.errors import WaitTimeoutError, WorkflowConflictError
 from durable_celery.policy import RetryPolicy
 from durable_celery.testing.world import World
 from durable_celery.workflow import AsyncWorkflowContext, Tolerance, WorkflowContext
@@ -212,7 +212,37 @@ def scope_that_is_cancelled(world: World) -> Outcomes:
     return {"w": (CANCELLED, "asked")}
 
 
+def children_with_chosen_ids(world: World) -> Outcomes:
+    """One that ends, one whose id is taken by a run like it, and one that is cancelled with the parent's end."""
+    plus, _ = arithmetic(world)
+
+    def child(ctx: WorkflowContext, x: int) -> Any:
+        ctx.sleep(x)
+        return ctx.step(plus, x)
+
+    kid = world.flow(child)
+
+    def main(ctx: WorkflowContext) -> list[Any]:
+        ctx.options(workflow_id="left", parent_close="cancel").start(kid, 9000)
+        done = ctx.options(workflow_id="invoice-7").step(kid, 2)
+        try:
+            ctx.options(workflow_id="taken").step(kid, 5)
+        except WorkflowConflictError as error:
+            return [done, error.workflow_id]
+        return []
+
+    world.start(kid, 5, id="taken")
+    world.start(world.flow(main))
+    return {
+        "w": (DONE, [3, "taken"]),
+        "invoice-7": (DONE, 3),
+        "taken": (DONE, 6),
+        "left": (CANCELLED, "cancelled by its parent w"),
+    }
+
+
 VOCABULARY: tuple[Program, ...] = (
+    children_with_chosen_ids,
     scopes,
     scope_that_is_cancelled,
     batch_of_branches,

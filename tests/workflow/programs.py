@@ -33,7 +33,7 @@ from durable_celery.events import (
     encode,
 )
 from durable_celery.workflow import Tolerance, WorkflowContext
-from tests.workflow.log import CODEC, Run
+from tests.workflow.log import CODEC, Run, child
 
 Body = tuple[Any, ...]
 Calls = Generator[Callable[[], Any], Any, None]
@@ -53,6 +53,7 @@ LEAVES = (
     "cancel_last",
     "map",
     "poll",
+    "child",
 )
 BRANCHES = (
     "spawn",
@@ -158,6 +159,15 @@ class Interpreter:
         tolerate = [None, 0, Tolerance(percent=40), Tolerance(successes=2)][value % 4]
         batch = yield lambda: self.ctx.map("mapped", range(value), max_concurrency=1 + value % 3, tolerate=tolerate)
         self.trace.append([str(item.status) for item in batch.items])
+
+    def do_child(self, value: int) -> Calls:
+        policy = [None, "cancel", "abandon", "wait"][value % 4]
+        handle = self.ctx.options(workflow_id=f"child-{value}", parent_close=policy).start(child, value)
+        self.trace.append(handle.workflow_id)
+        if value % 2:
+            self.trace.append((yield self.result(handle)))
+        else:
+            self.handles.append(handle)
 
     def do_poll(self, value: int) -> Calls:
         timeout = None if value % 2 else 4
