@@ -10,6 +10,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from durable_celery.canvas import durable
     from durable_celery.client import WorkflowHandle
     from durable_celery.errors import (
         BatchFailedError,
@@ -64,6 +65,7 @@ __all__ = [
     "WorkflowHandle",
     "WorkflowNotFoundError",
     "current_step",
+    "durable",
     "durable_task",
 ]
 
@@ -77,6 +79,7 @@ _HOMES = {
     "WorkflowContext": "workflow",
     "WorkflowHandle": "client",
     "current_step": "steps",
+    "durable": "canvas",
     "durable_task": "task",
 }
 
@@ -86,7 +89,8 @@ def __getattr__(name: str) -> Any:
     if name not in __all__:
         msg = f"module {__name__!r} has no attribute {name!r}"
         raise AttributeError(msg)
-    import_module("durable_celery.task")
+    # It has a durable task of its own, which belongs to the process's apps as any shared task.
+    import_module("durable_celery.canvas")
     value = getattr(import_module(f"durable_celery.{_HOMES.get(name, 'errors')}"), name)
     globals()[name] = value
     return value

@@ -261,6 +261,7 @@ class CeleryDispatcher:
             shadow=options.get("label"),
             **secret,
             **{name: options[name] for name in ("queue", "priority") if name in options},
+            **options.get("message", {}),
             **self._kinship(message),
         )
 

@@ -130,7 +130,8 @@ class StepScheduled(Output):
     #: Digest of the arguments, see ``codec.digest``.
     digest: str
     kind: Literal["task", "workflow"] = "task"
-    #: Options of the call: ``queue``, ``priority``, ``timeout`` (seconds), ``retry`` (RetryPolicy), ``label``.
+    #: Options of the call: ``queue``, ``priority``, ``timeout`` (seconds), ``retry`` (RetryPolicy), ``label``,
+    #: ``parent_close`` and ``workflow_id`` of a child run, ``message`` (more options of ``apply_async``).
     options: Mapping[str, Any] | None = None
 
 

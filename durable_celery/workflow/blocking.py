@@ -31,7 +31,7 @@ class WorkflowContext(Context):
     @overload
     def step(self, task: Callable[Concatenate[Any, P], R], /, *args: P.args, **kwargs: P.kwargs) -> R: ...
     @overload
-    def step(self, task: str, /, *args: Any, **kwargs: Any) -> Any: ...
+    def step(self, task: str | dict[str, Any], /, *args: Any, **kwargs: Any) -> Any: ...
     def step(self, task: Any, /, *args: Any, **kwargs: Any) -> Any:
         """Run a Celery task as a step and return its result.
 
@@ -80,7 +80,7 @@ class WorkflowContext(Context):
     @overload
     def map(
         self,
-        task: str,
+        task: str | dict[str, Any],
         items: Iterable[Any],
         /,
         *,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from datetime import timedelta
 from enum import StrEnum
@@ -51,6 +52,8 @@ class CallOptions:
     parent_close: ParentClose | None = None
     #: Id of a child run; None: the step's key.
     workflow_id: str | None = None
+    #: More options of ``apply_async`` for the step's message, which a signature brought.
+    message: Mapping[str, Any] | None = None
 
     def with_(
         self,
@@ -95,6 +98,8 @@ class CallOptions:
         """
         if self.workflow_id is not None and kind != "workflow":
             raise InvalidRequestError(f"workflow_id is the id of a child run, and {name} is no durable task")
+        if self.message and kind == "workflow":
+            raise InvalidRequestError(f"{', '.join(self.message)}: not for a child run, which is {name}")
 
     def check_local(self) -> None:
         """Refuse options that a local step has no use for.
@@ -122,7 +127,7 @@ def resolve(task: object) -> tuple[str, Literal["task", "workflow"]]:
     """
     name = task if isinstance(task, str) else getattr(task, "name", None)
     if isinstance(task, dict):
-        raise UnknownTaskError("a step takes the task and its arguments, not a signature: ctx.step(task, *args)")
+        raise UnknownTaskError("this takes the task and its arguments; a signature is for ctx.step and ctx.start")
     if not isinstance(name, str) or not name:
         what = getattr(task, "__qualname__", None) or repr(task)
         raise UnknownTaskError(

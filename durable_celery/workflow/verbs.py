@@ -9,7 +9,7 @@ cancelled, and a signal that it had received and not returned goes back.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
 from functools import partial
 from inspect import isawaitable, iscoroutinefunction
@@ -35,6 +35,7 @@ __all__ = [
     "shield",
     "sleep",
     "sleep_until",
+    "spawned",
     "timer",
     "tolerant_gather",
     "wait_signal",
@@ -295,8 +296,13 @@ def branch(
             f"spawn() was given {wrong} function; branches of this workflow are {right} functions"
         )
     coroutine = machine.driver.run_blocking(function, *args, **kwargs) if blocks else function(*args, **kwargs)
-    task: asyncio.Task[Any] = machine.loop.create_task(coroutine)
-    handle: Handle[Any] = Handle(machine)
+    return spawned(machine, coroutine)
+
+
+def spawned(machine: Machine, coroutine: Coroutine[Any, Any, T]) -> Handle[T]:
+    """Run a coroutine beside the code that called this; return what stands for it."""
+    task: asyncio.Task[T] = machine.loop.create_task(coroutine)
+    handle: Handle[T] = Handle(machine)
 
     def withdraw() -> bool:
         task.cancel()

@@ -11,6 +11,7 @@ from durable_celery.policy import RetryPolicy
 from durable_celery.testing.world import World
 from durable_celery.workflow import AsyncWorkflowContext, Tolerance, WorkflowContext
 from tests.engine.programs import CANCELLED, DONE, FAILED, Outcomes, Program, arithmetic
+from tests.workflow.signatures import chain, chord, sig
 
 
 def batch_of_branches(world: World) -> Outcomes:
@@ -241,7 +242,35 @@ def children_with_chosen_ids(world: World) -> Outcomes:
     }
 
 
+def canvas(world: World) -> Outcomes:
+    """A chord of chains with a child in it, what is linked, and a chain that fails."""
+    plus, _ = arithmetic(world)
+    linked: list[int] = []
+    world.task(sum, "total")
+    world.task(linked.append, "link")
+
+    def no(x: int) -> None:
+        raise ValueError(f"declined {x}")
+
+    world.task(no, "no")
+    kid = world.flow(lambda ctx, x: ctx.step(plus, x), "kid")
+
+    def main(ctx: WorkflowContext) -> list[Any]:
+        child = {**sig(kid.name), "durable": True}
+        header = [chain(sig(plus.name, 1), child), sig(plus.name, 4, link=sig("link"))]
+        total = ctx.step(chord(header, sig("total")))
+        try:
+            ctx.step(chain(sig(plus.name, 1), sig("no"), sig(plus.name)))
+        except ValueError as error:
+            return [total, str(error), len(linked) > 0]
+        return []
+
+    world.start(world.flow(main))
+    return {"w": (DONE, [8, "declined 2", True])}
+
+
 VOCABULARY: tuple[Program, ...] = (
+    canvas,
     children_with_chosen_ids,
     scopes,
     scope_that_is_cancelled,

@@ -34,6 +34,7 @@ from durable_celery.events import (
 )
 from durable_celery.workflow import Tolerance, WorkflowContext
 from tests.workflow.log import CODEC, Run, child
+from tests.workflow.signatures import chain, chord, group, sig
 
 Body = tuple[Any, ...]
 Calls = Generator[Callable[[], Any], Any, None]
@@ -54,6 +55,7 @@ LEAVES = (
     "map",
     "poll",
     "child",
+    "canvas",
 )
 BRANCHES = (
     "spawn",
@@ -168,6 +170,19 @@ class Interpreter:
             self.trace.append((yield self.result(handle)))
         else:
             self.handles.append(handle)
+
+    def do_canvas(self, value: int) -> Calls:
+        failing = sig("linked", link=sig("link"), link_error=sig("errback", immutable=True))
+        parts = [
+            sig("alone", value),
+            chain(sig("first"), sig("second", countdown=value), failing),
+            group(sig("one"), chain(sig("two"), sig("three")), failing),
+        ]
+        canvas = [*parts, chord(parts, sig("body"))][value % 4]
+        if value % 3:
+            self.trace.append((yield lambda: self.ctx.step(canvas, value)))
+        else:
+            self.handles.append(self.ctx.start(canvas))
 
     def do_poll(self, value: int) -> Calls:
         timeout = None if value % 2 else 4

@@ -11,7 +11,7 @@ from durable_celery.codec import rebuild
 from durable_celery.errors import InvalidIdError, InvalidRequestError, NonDeterminismError
 from durable_celery.events import RunCancelled, RunCompleted, RunFailed, StepScheduled
 from durable_celery.workflow import AsyncWorkflowContext, WorkflowContext
-from tests.workflow.log import CODEC, Run, charge, child
+from tests.workflow.log import CODEC, Run, Task, charge, child
 
 Code = Callable[..., Any]
 Begin = Callable[..., Run]
@@ -115,19 +115,19 @@ def test_an_unknown_policy_is_refused() -> None:
     assert "cancel, abandon, wait" in str(error)
 
 
-def chosen_sync(ctx: WorkflowContext, id: Any, what: Any) -> list[Any]:  # noqa: A002
+def chosen_sync(ctx: WorkflowContext, id: Any, what: Task) -> list[Any]:  # noqa: A002
     handle = ctx.options(workflow_id=id).start(what, 1)
     plain = ctx.start(child, 2)
     return [handle.workflow_id, plain.workflow_id, ctx.start(charge).workflow_id]
 
 
-async def chosen_async(ctx: AsyncWorkflowContext, id: Any, what: Any) -> list[Any]:  # noqa: A002
+async def chosen_async(ctx: AsyncWorkflowContext, id: Any, what: Task) -> list[Any]:  # noqa: A002
     handle = ctx.options(workflow_id=id).start(what, 1)
     plain = ctx.start(child, 2)
     return [handle.workflow_id, plain.workflow_id, ctx.start(charge).workflow_id]
 
 
-def bound(code: Code, what: object) -> Code:
+def bound(code: Code, what: Task) -> Code:
     """Give a workflow what no history can hold."""
 
     def sync(ctx: WorkflowContext, id: Any) -> Any:  # noqa: A002
