@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from durable_celery.policy import RetryPolicy
     from durable_celery.steps import StepInfo, current_step
     from durable_celery.task import DurableTask, durable_task
-    from durable_celery.workflow import AsyncWorkflowContext, BatchResult, Tolerance, WorkflowContext
+    from durable_celery.workflow import AsyncWorkflowContext, BatchResult, ForeignTask, Tolerance, WorkflowContext
 
 __all__ = [
     "AsyncWorkflowContext",
@@ -46,6 +46,7 @@ __all__ = [
     "ConfigurationError",
     "DurableError",
     "DurableTask",
+    "ForeignTask",
     "NonDeterminismError",
     "NonRetryable",
     "RemoteError",
@@ -73,6 +74,7 @@ _HOMES = {
     "AsyncWorkflowContext": "workflow",
     "BatchResult": "workflow",
     "DurableTask": "task",
+    "ForeignTask": "workflow",
     "RetryPolicy": "policy",
     "StepInfo": "steps",
     "Tolerance": "workflow",
@@ -89,8 +91,9 @@ def __getattr__(name: str) -> Any:
     if name not in __all__:
         msg = f"module {__name__!r} has no attribute {name!r}"
         raise AttributeError(msg)
-    # It has a durable task of its own, which belongs to the process's apps as any shared task.
+    # These have tasks of their own, which belong to the process's apps as any shared task.
     import_module("durable_celery.canvas")
+    import_module("durable_celery.foreign")
     value = getattr(import_module(f"durable_celery.{_HOMES.get(name, 'errors')}"), name)
     globals()[name] = value
     return value

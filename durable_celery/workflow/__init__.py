@@ -11,6 +11,7 @@ from durable_celery.workflow.blocking import WorkflowContext
 from durable_celery.workflow.context import WorkflowInfo
 from durable_celery.workflow.definition import Definition
 from durable_celery.workflow.execution import Execution, replay
+from durable_celery.workflow.foreign import ForeignTask
 from durable_celery.workflow.handles import Handle, RaceResult, StepHandle
 from durable_celery.workflow.logger import WorkflowLogger
 from durable_celery.workflow.tasks import ParentClose, TaskLike
@@ -21,6 +22,7 @@ __all__ = [
     "BatchResult",
     "Definition",
     "Execution",
+    "ForeignTask",
     "Handle",
     "ItemStatus",
     "ParentClose",

@@ -11,6 +11,7 @@ from durable_celery.policy import seconds
 from durable_celery.workflow import verbs
 from durable_celery.workflow.batch import BatchResult, Tolerance
 from durable_celery.workflow.context import Context
+from durable_celery.workflow.foreign import ForeignTask
 from durable_celery.workflow.handles import Handle, RaceResult
 from durable_celery.workflow.saga import AsyncSaga
 from durable_celery.workflow.scopes import AsyncCancelScope, AsyncTimeoutScope
@@ -31,7 +32,7 @@ class AsyncWorkflowContext(Context):
     @overload
     async def step(self, task: Callable[Concatenate[Any, P], R], /, *args: P.args, **kwargs: P.kwargs) -> R: ...
     @overload
-    async def step(self, task: str | dict[str, Any], /, *args: Any, **kwargs: Any) -> Any: ...
+    async def step(self, task: str | dict[str, Any] | ForeignTask, /, *args: Any, **kwargs: Any) -> Any: ...
     async def step(self, task: Any, /, *args: Any, **kwargs: Any) -> Any:
         """Run a Celery task as a step and return its result.
 
@@ -94,7 +95,7 @@ class AsyncWorkflowContext(Context):
     @overload
     async def map(
         self,
-        task: str | dict[str, Any],
+        task: str | dict[str, Any] | ForeignTask,
         items: Iterable[Any],
         /,
         *,

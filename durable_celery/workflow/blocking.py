@@ -11,6 +11,7 @@ from durable_celery.policy import seconds
 from durable_celery.workflow import verbs
 from durable_celery.workflow.batch import BatchResult, Tolerance
 from durable_celery.workflow.context import Context
+from durable_celery.workflow.foreign import ForeignTask
 from durable_celery.workflow.handles import Handle, RaceResult
 from durable_celery.workflow.saga import Saga
 from durable_celery.workflow.scopes import CancelScope, TimeoutScope
@@ -31,7 +32,7 @@ class WorkflowContext(Context):
     @overload
     def step(self, task: Callable[Concatenate[Any, P], R], /, *args: P.args, **kwargs: P.kwargs) -> R: ...
     @overload
-    def step(self, task: str | dict[str, Any], /, *args: Any, **kwargs: Any) -> Any: ...
+    def step(self, task: str | dict[str, Any] | ForeignTask, /, *args: Any, **kwargs: Any) -> Any: ...
     def step(self, task: Any, /, *args: Any, **kwargs: Any) -> Any:
         """Run a Celery task as a step and return its result.
 
@@ -80,7 +81,7 @@ class WorkflowContext(Context):
     @overload
     def map(
         self,
-        task: str | dict[str, Any],
+        task: str | dict[str, Any] | ForeignTask,
         items: Iterable[Any],
         /,
         *,

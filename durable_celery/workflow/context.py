@@ -15,7 +15,7 @@ from typing import Any, Concatenate, ParamSpec, Self, TypeVar, overload
 from uuid import UUID
 
 from durable_celery.policy import RetryPolicy
-from durable_celery.workflow import canvas, verbs
+from durable_celery.workflow import canvas, foreign, verbs
 from durable_celery.workflow.handles import Handle, StepHandle
 from durable_celery.workflow.logger import WorkflowLogger
 from durable_celery.workflow.machine import Machine
@@ -96,12 +96,13 @@ class Context:
     @overload
     def start(self, task: str, /, *args: Any, **kwargs: Any) -> StepHandle[Any]: ...
     @overload
-    def start(self, task: dict[str, Any], /, *args: Any, **kwargs: Any) -> Handle[Any]: ...
+    def start(self, task: dict[str, Any] | foreign.ForeignTask, /, *args: Any, **kwargs: Any) -> Handle[Any]: ...
     def start(self, task: Any, /, *args: Any, **kwargs: Any) -> Handle[Any]:
         """Schedule a step and return its handle at once.
 
         Args:
-            task: a Celery task, a durable task, the name of a task, or a signature of Celery's canvas.
+            task: a Celery task, a durable task, the name of a task, a signature of Celery's canvas, or a
+                :class:`~durable_celery.ForeignTask`.
             args: its arguments; those of a signature come after them.
             kwargs: the same.
 
@@ -111,6 +112,8 @@ class Context:
         """
         if canvas.is_signature(task):
             return canvas.start(self._machine, task, args, kwargs, self._options)
+        if isinstance(task, foreign.ForeignTask):
+            return foreign.start(self._machine, task, args, kwargs, self._options)
         return self._machine.start_step(task, args, kwargs, self._options)
 
     def timer(self, duration: timedelta | float) -> Handle[None]:

@@ -126,8 +126,10 @@ def resolve(task: object) -> tuple[str, Literal["task", "workflow"]]:
         UnknownTaskError: it is neither.
     """
     name = task if isinstance(task, str) else getattr(task, "name", None)
-    if isinstance(task, dict):
-        raise UnknownTaskError("this takes the task and its arguments; a signature is for ctx.step and ctx.start")
+    if isinstance(task, dict) or getattr(task, "is_foreign", False):
+        raise UnknownTaskError(
+            "this takes a task of this app; a signature, or a foreign task, is for ctx.step and ctx.start"
+        )
     if not isinstance(name, str) or not name:
         what = getattr(task, "__qualname__", None) or repr(task)
         raise UnknownTaskError(

@@ -42,7 +42,7 @@ def note(*args: Any) -> None:
 
 @durable_task(app=app)
 def doubled(ctx: WorkflowContext, x: int) -> int:
-    return ctx.step(add, x, x)
+    return int(ctx.step(add, x, x))
 
 
 @durable_task(app=app)

@@ -7,9 +7,11 @@ from contextlib import suppress
 from typing import Any
 
 from durable_celery.errors import WaitTimeoutError, WorkflowConflictError
+from durable_celery.foreign import NotYetError
 from durable_celery.policy import RetryPolicy
 from durable_celery.testing.world import World
-from durable_celery.workflow import AsyncWorkflowContext, Tolerance, WorkflowContext
+from durable_celery.workflow import AsyncWorkflowContext, ForeignTask, Tolerance, WorkflowContext
+from durable_celery.workflow.foreign import OUTCOME, SEND
 from tests.engine.programs import CANCELLED, DONE, FAILED, Outcomes, Program, arithmetic
 from tests.workflow.signatures import chain, chord, sig
 
@@ -269,7 +271,31 @@ def canvas(world: World) -> Outcomes:
     return {"w": (DONE, [8, "declined 2", True])}
 
 
+def foreign(world: World) -> Outcomes:
+    """A service that has its outcome some time after it got the last of two messages."""
+    sent: list[int] = []
+
+    def send(_name: str, call: list[Any], _options: Any, task_id: str | None = None) -> str:
+        sent.append(call[0][0])
+        return task_id or "id"
+
+    def outcome(task_id: str) -> Any:
+        if len(sent) < 2:
+            raise NotYetError(task_id)
+        return [task_id, sent[-1]]
+
+    world.task(send, SEND)
+    world.task(outcome, OUTCOME)
+
+    def main(ctx: WorkflowContext) -> Any:
+        return ctx.step(ForeignTask("billing.charge", resend_after=20), 7)
+
+    world.start(world.flow(main))
+    return {"w": (DONE, ["id", 7])}
+
+
 VOCABULARY: tuple[Program, ...] = (
+    foreign,
     canvas,
     children_with_chosen_ids,
     scopes,

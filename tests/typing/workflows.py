@@ -7,7 +7,7 @@ from typing import Any, assert_type
 
 from celery import Celery, Task
 
-from durable_celery import AsyncWorkflowContext, DurableTask, WorkflowContext, WorkflowHandle, durable_task
+from durable_celery import AsyncWorkflowContext, DurableTask, ForeignTask, WorkflowContext, WorkflowHandle, durable_task
 from durable_celery.workflow.handles import Handle, StepHandle
 from durable_celery.workflow.tasks import TaskLike
 
@@ -50,6 +50,7 @@ def checkout(ctx: WorkflowContext, order: str, amount: int = 1) -> list[str]:
 @durable_task
 def scoped(ctx: WorkflowContext) -> str:
     assert_type(ctx.start({"task": "a signature"}), Handle[Any])
+    assert_type(ctx.start(ForeignTask("billing.charge")), Handle[Any])
     # A block with a time limit swallows nothing, one that may be told to end does.
     with ctx.timeout(60) as scope:
         assert_type(scope.cancelled, bool)
