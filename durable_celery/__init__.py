@@ -10,6 +10,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from durable_celery.canvas import durable
     from durable_celery.client import WorkflowHandle
     from durable_celery.errors import (
         BatchFailedError,
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
         AsyncWorkflowContext,
         BatchResult,
         Callback,
+        ForeignTask,
         Query,
         Signal,
         Tolerance,
@@ -62,6 +64,7 @@ __all__ = [
     "ConfigurationError",
     "DurableError",
     "DurableTask",
+    "ForeignTask",
     "HeartbeatTimeoutError",
     "InvalidSignalError",
     "NonDeterminismError",
@@ -89,6 +92,7 @@ __all__ = [
     "WorkflowNotFoundError",
     "complete_callback",
     "current_step",
+    "durable",
     "durable_task",
     "fail_callback",
     "heartbeat_callback",
@@ -99,6 +103,7 @@ _HOMES = {
     "BatchResult": "workflow",
     "Callback": "workflow",
     "DurableTask": "task",
+    "ForeignTask": "workflow",
     "Query": "workflow",
     "RetryPolicy": "policy",
     "Signal": "workflow",
@@ -110,6 +115,7 @@ _HOMES = {
     "WorkflowHandle": "client",
     "complete_callback": "outside",
     "current_step": "steps",
+    "durable": "canvas",
     "durable_task": "task",
     "fail_callback": "outside",
     "heartbeat_callback": "outside",
@@ -121,7 +127,9 @@ def __getattr__(name: str) -> Any:
     if name not in __all__:
         msg = f"module {__name__!r} has no attribute {name!r}"
         raise AttributeError(msg)
-    import_module("durable_celery.task")
+    # These have tasks of their own, which belong to the process's apps as any shared task.
+    import_module("durable_celery.canvas")
+    import_module("durable_celery.foreign")
     value = getattr(import_module(f"durable_celery.{_HOMES.get(name, 'errors')}"), name)
     globals()[name] = value
     return value

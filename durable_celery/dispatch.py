@@ -22,6 +22,7 @@ from kombu.utils import json as kombu_json
 from durable_celery.codec import HIDDEN, Place
 from durable_celery.errors import CodecError, ConfigurationError
 from durable_celery.store.protocol import RunMessage
+from durable_celery.workflow import foreign
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -49,6 +50,8 @@ _log = logging.getLogger(__name__)
 
 #: Name of the message header by which a worker knows a message of this library.
 HEADER = "durable"
+#: Tasks that this library registers, and that are executed as steps.
+_OWN_TASKS = frozenset({foreign.SEND, foreign.OUTCOME})
 #: What a message of protocol 2 has in its body: args, kwargs and links.
 _BODY_PARTS = 3
 #: Name of the message header that keeps the ``eta`` of a start by a producer that does not know this library.
@@ -254,12 +257,16 @@ class CeleryDispatcher:
         payload, place = message.override or scheduled.payload, _place(message)
         args, kwargs = self.codec.decode(payload, place)
         options = dict(scheduled.options or {})
+        queue = self.queue_of(message.workflow, message.envelope)
+        if scheduled.task in _OWN_TASKS and queue in self.app.amqp.queues:
+            # Who serves the workflow knows them, and maybe nobody else.
+            options["queue"] = queue
         header = {
             "id": key.workflow_id,
             "run": key.run,
             "step": key.number,
             "name": message.workflow,
-            "queue": self.queue_of(message.workflow, message.envelope),
+            "queue": queue,
         }
         if (version := version_of(message.envelope)) > 1:
             header["version"] = version
@@ -286,6 +293,7 @@ class CeleryDispatcher:
             shadow=options.get("label"),
             **secret,
             **{name: options[name] for name in ("queue", "priority") if name in options},
+            **options.get("message", {}),
             **self._kinship(message),
         )
 

@@ -132,8 +132,8 @@ class StepScheduled(Output):
     #: Digest of the arguments, see ``codec.digest``.
     digest: str
     kind: Literal["task", "workflow"] = "task"
-    #: Options of the call: ``queue``, ``priority``, ``timeout`` (seconds), ``retry`` (RetryPolicy), ``label``; of
-    #: a child run also its ``version``.
+    #: Options of the call: ``queue``, ``priority``, ``timeout`` (seconds), ``retry`` (RetryPolicy), ``label``,
+    #: ``version``, ``parent_close`` and ``workflow_id`` of a child run, ``message`` (more options of ``apply_async``).
     options: Mapping[str, Any] | None = None
 
 

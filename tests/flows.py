@@ -43,6 +43,18 @@ def make_app(config: Mapping[str, Any]) -> Celery:
     app.task(name="unsteady", shared=False)(unsteady)
     for workflow in (sequence, fan_out, nap, approval, guarded, local, retrying, held, poisoned, held_local, called):
         durable_task(name=workflow.__name__, app=app, shared=False)(workflow)
+    child = durable_task(name="child", app=app, shared=False)(sequence)
+
+    def composed(ctx: WorkflowContext, directory: str, child_id: str) -> list[Any]:
+        ended = "in time"
+        try:
+            with ctx.timeout(2):
+                ctx.step("hold", directory, "step")
+        except TimeoutError:
+            ended = "timed out"
+        return [ended, ctx.options(workflow_id=child_id).step(child, directory, 2)]
+
+    durable_task(name="composed", app=app, shared=False)(composed)
     durable_task(name="asequence", app=app, shared=False)(asequence)
     durable_task(name="talkative", app=app, shared=False)(talkative).update(tell)
     app.finalize()

@@ -11,6 +11,7 @@ import click
 
 from durable_celery.codec import place_of, summary
 from durable_celery.dispatch import version_of
+from durable_celery.engine import child_id
 from durable_celery.events import (
     CommandCancelled,
     RunCompleted,
@@ -185,7 +186,7 @@ def children(run: RunRecord, history: Sequence[Recorded]) -> list[dict[str, str]
         event = item.event
         if isinstance(event, StepScheduled) and event.kind == "workflow":
             key = StepKey(workflow_id=run.workflow_id, run=run.run, number=event.number)
-            known[event.number] = {"workflow_id": str(key), "name": event.task, "state": "open"}
+            known[event.number] = {"workflow_id": child_id(event, key), "name": event.task, "state": "open"}
         elif isinstance(event, StepCompleted | StepFailed | CommandCancelled):
             number = event.target if isinstance(event, CommandCancelled) else event.number
             if number in known:

@@ -1,11 +1,16 @@
 """Parents and children: a step that is a durable task is a run of its own: started, cancelled, and reporting back.
 
-The child's workflow id is the step's key, so that everything here may be repeated. The parent's agenda entry stays
-until the child was told; the child's end is reported before each try to deliver it.
+The child's workflow id is the step's key, or the one that the parent's code chose, so that everything here may be
+repeated. The parent's agenda entry stays until the child was told; the child's end is reported before each try to
+deliver it.
+
+Invariant: a child belongs to one step. A run that has the chosen id and was started by anybody else, be it with the
+same arguments, is neither waited for nor cancelled.
 """
 
 from __future__ import annotations
 
+import json
 import logging
 from typing import TYPE_CHECKING
 
@@ -20,9 +25,10 @@ if TYPE_CHECKING:
 
     from durable_celery.engine.ports import Dispatcher
     from durable_celery.engine.turn import Ending
+    from durable_celery.events import StepScheduled
     from durable_celery.store.protocol import Store
 
-__all__ = ["Family", "is_for_family"]
+__all__ = ["Family", "child_id", "is_for_family"]
 
 _log = logging.getLogger(__name__)
 #: Seconds until a run begins that is written only to be cancelled: it never does.
@@ -32,6 +38,12 @@ _NEVER = 10 * 365 * 86400.0
 def is_for_family(message: RunMessage | StepMessage) -> bool:
     """Tell whether a message is no Celery message, but something to be told to a child run."""
     return isinstance(message, StepMessage) and (message.cancel or message.scheduled.kind == "workflow")
+
+
+def child_id(scheduled: StepScheduled, key: StepKey) -> str:
+    """Return the workflow id of the child run that a step asks for."""
+    chosen = (scheduled.options or {}).get("workflow_id")
+    return str(key) if chosen is None else str(chosen)
 
 
 class Family:
@@ -85,7 +97,8 @@ class Family:
         reason = f"cancelled by its parent {message.key.workflow_id}"
         try:
             self._start_child(message, delay=_NEVER)
-            return self.store.append(str(message.key), CancelRequested(reason=reason), key="parent").message
+            child = child_id(message.scheduled, message.key)
+            return self.store.append(child, CancelRequested(reason=reason), key="parent").message
         except (WorkflowConflictError, WorkflowClosedError):
             # Somebody else's run has the id, or the child is at its end: nothing is left to cancel.
             return None
@@ -93,10 +106,11 @@ class Family:
     def _start_child(self, message: StepMessage, *, delay: float = 0.0) -> Started:
         """Start a child with its arguments, which are bound to the parent's step until then."""
         scheduled, key = message.scheduled, message.key
-        place = Place(str(key), "start")
+        child = child_id(scheduled, key)
+        place = Place(child, "start")
         text = self.codec.open(scheduled.payload or "[[],{}]", Place(key.workflow_id, "call", key.number, key.run))
         new = NewRun(
-            workflow_id=str(key),
+            workflow_id=child,
             name=scheduled.task,
             version=(scheduled.options or {}).get("version", 1),
             payload=self.codec.seal(text, place),
@@ -105,7 +119,9 @@ class Family:
             parent=str(key),
             delay=delay,
         )
-        return start_run(self.store, new, self.codec.digests(text, place))
+        # A chosen id may be taken by a run with the same arguments that is not ours: so whose it is counts as well.
+        identity = text if child == str(key) else f"[{text},{json.dumps(str(key))}]"
+        return start_run(self.store, new, self.codec.digests(identity, place))
 
 
 def _outcome(key: StepKey) -> Place:

@@ -12,6 +12,7 @@ from durable_celery.workflow.callbacks import Callback
 from durable_celery.workflow.context import WorkflowInfo
 from durable_celery.workflow.definition import Definition
 from durable_celery.workflow.execution import Execution, replay
+from durable_celery.workflow.foreign import ForeignTask
 from durable_celery.workflow.handlers import Handlers, Query, State, Update
 from durable_celery.workflow.handles import Handle, RaceResult, StepHandle
 from durable_celery.workflow.logger import WorkflowLogger
@@ -28,6 +29,7 @@ __all__ = [
     "Callback",
     "Definition",
     "Execution",
+    "ForeignTask",
     "Handle",
     "Handlers",
     "ItemStatus",

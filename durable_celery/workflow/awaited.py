@@ -7,12 +7,15 @@ from datetime import datetime, timedelta
 from functools import partial
 from typing import Any, Concatenate, ParamSpec, TypeVar, overload
 
+from durable_celery.policy import seconds
 from durable_celery.workflow import verbs
 from durable_celery.workflow.batch import BatchResult, Tolerance
 from durable_celery.workflow.callbacks import wait_callback
 from durable_celery.workflow.context import Context
+from durable_celery.workflow.foreign import ForeignTask
 from durable_celery.workflow.handles import Handle, RaceResult
 from durable_celery.workflow.saga import AsyncSaga
+from durable_celery.workflow.scopes import AsyncCancelScope, AsyncTimeoutScope
 from durable_celery.workflow.tasks import TaskLike, is_function
 from durable_celery.workflow.typed_signal import Signal
 
@@ -31,7 +34,7 @@ class AsyncWorkflowContext(Context):
     @overload
     async def step(self, task: Callable[Concatenate[Any, P], R], /, *args: P.args, **kwargs: P.kwargs) -> R: ...
     @overload
-    async def step(self, task: str, /, *args: Any, **kwargs: Any) -> Any: ...
+    async def step(self, task: str | dict[str, Any] | ForeignTask, /, *args: Any, **kwargs: Any) -> Any: ...
     async def step(self, task: Any, /, *args: Any, **kwargs: Any) -> Any:
         """Run a Celery task as a step and return its result.
 
@@ -94,7 +97,7 @@ class AsyncWorkflowContext(Context):
     @overload
     async def map(
         self,
-        task: str,
+        task: str | dict[str, Any] | ForeignTask,
         items: Iterable[Any],
         /,
         *,
@@ -139,6 +142,17 @@ class AsyncWorkflowContext(Context):
             WorkflowCancelled: a cancel came while it was going on; it is raised when the handle is done.
         """
         return await verbs.shield(self._machine, handle)
+
+    def timeout(self, limit: timedelta | float) -> AsyncTimeoutScope:
+        """Return a scope, for an ``async with`` block that must end within a time (seconds or timedelta).
+
+        See :meth:`WorkflowContext.timeout`.
+        """
+        return AsyncTimeoutScope(self._machine, seconds(limit))
+
+    def cancel_scope(self) -> AsyncCancelScope:
+        """Return a scope, for an ``async with`` block that another branch may end with ``scope.cancel()``."""
+        return AsyncCancelScope(self._machine)
 
     def saga(self) -> AsyncSaga:
         """Return a saga, for an ``async with`` block: what was noted is undone if the block fails."""

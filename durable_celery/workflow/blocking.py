@@ -7,12 +7,15 @@ from datetime import datetime, timedelta
 from functools import partial
 from typing import Any, Concatenate, ParamSpec, TypeVar, overload
 
+from durable_celery.policy import seconds
 from durable_celery.workflow import verbs
 from durable_celery.workflow.batch import BatchResult, Tolerance
 from durable_celery.workflow.callbacks import wait_callback
 from durable_celery.workflow.context import Context
+from durable_celery.workflow.foreign import ForeignTask
 from durable_celery.workflow.handles import Handle, RaceResult
 from durable_celery.workflow.saga import Saga
+from durable_celery.workflow.scopes import CancelScope, TimeoutScope
 from durable_celery.workflow.tasks import TaskLike, is_function
 from durable_celery.workflow.typed_signal import Signal
 
@@ -31,7 +34,7 @@ class WorkflowContext(Context):
     @overload
     def step(self, task: Callable[Concatenate[Any, P], R], /, *args: P.args, **kwargs: P.kwargs) -> R: ...
     @overload
-    def step(self, task: str, /, *args: Any, **kwargs: Any) -> Any: ...
+    def step(self, task: str | dict[str, Any] | ForeignTask, /, *args: Any, **kwargs: Any) -> Any: ...
     def step(self, task: Any, /, *args: Any, **kwargs: Any) -> Any:
         """Run a Celery task as a step and return its result.
 
@@ -80,7 +83,7 @@ class WorkflowContext(Context):
     @overload
     def map(
         self,
-        task: str,
+        task: str | dict[str, Any] | ForeignTask,
         items: Iterable[Any],
         /,
         *,
@@ -144,6 +147,18 @@ class WorkflowContext(Context):
             WorkflowCancelled: a cancel came while it was going on; it is raised when the handle is done.
         """
         return self._wait(verbs.shield(self._machine, handle))
+
+    def timeout(self, limit: timedelta | float) -> TimeoutScope:
+        """Return a scope, for a ``with`` block that must end within a time (seconds or timedelta).
+
+        When the time is up the block is cancelled where it waits, with ``asyncio.CancelledError``; the end of the block
+        turns that into :class:`~durable_celery.WaitTimeoutError`.
+        """
+        return TimeoutScope(self._machine, seconds(limit))
+
+    def cancel_scope(self) -> CancelScope:
+        """Return a scope, for a ``with`` block that another branch may end with ``scope.cancel()``."""
+        return CancelScope(self._machine)
 
     def saga(self) -> Saga:
         """Return a saga, for a ``with`` block: what was noted with ``compensate`` is undone if the block fails."""

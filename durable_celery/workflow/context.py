@@ -15,7 +15,7 @@ from typing import Any, Concatenate, ParamSpec, Self, TypeVar, overload
 from uuid import UUID
 
 from durable_celery.policy import RetryPolicy
-from durable_celery.workflow import notes, verbs
+from durable_celery.workflow import canvas, foreign, notes, verbs
 from durable_celery.workflow.callbacks import Callback, open_callback
 from durable_celery.workflow.handlers import State
 from durable_celery.workflow.handles import Handle, StepHandle
@@ -68,6 +68,7 @@ class Context:
         priority: int | None = None,
         name: str | None = None,
         parent_close: ParentClose | str | None = None,
+        workflow_id: str | None = None,
     ) -> Self:
         """Return this context with options for the calls made through it.
 
@@ -79,13 +80,16 @@ class Context:
             name: what people see in place of the task's name; the recorded name of a local step.
             parent_close: what becomes of a child run that goes on when this run's code has ended: ``cancel``,
                 ``abandon`` or ``wait``. If it is not given it goes on after an end, and is cancelled after a cancel.
+            workflow_id: the id of a child run, in place of the step's key. If a run that this step has not started has
+                it already, the step fails with :class:`~durable_celery.WorkflowConflictError`.
 
         Raises:
             InvalidRequestError: a value cannot be meant.
         """
         chosen = self._options.with_(
-            retry=retry, timeout=timeout, queue=queue, priority=priority, name=name, parent_close=parent_close
-        )
+            retry=retry, timeout=timeout, queue=queue, priority=priority, name=name,
+            parent_close=parent_close, workflow_id=workflow_id,
+        )  # fmt: skip
         return type(self)(self._machine, started_at=self._started_at, parent=self._parent, options=chosen)
 
     @overload
@@ -94,13 +98,25 @@ class Context:
     def start(self, task: Callable[Concatenate[Any, P], R], /, *args: P.args, **kwargs: P.kwargs) -> StepHandle[R]: ...
     @overload
     def start(self, task: str, /, *args: Any, **kwargs: Any) -> StepHandle[Any]: ...
-    def start(self, task: Any, /, *args: Any, **kwargs: Any) -> StepHandle[Any]:
+    @overload
+    def start(self, task: dict[str, Any] | foreign.ForeignTask, /, *args: Any, **kwargs: Any) -> Handle[Any]: ...
+    def start(self, task: Any, /, *args: Any, **kwargs: Any) -> Handle[Any]:
         """Schedule a step and return its handle at once.
+
+        Args:
+            task: a Celery task, a durable task, the name of a task, a signature of Celery's canvas, or a
+                :class:`~durable_celery.ForeignTask`.
+            args: its arguments; those of a signature come after them.
+            kwargs: the same.
 
         Raises:
             UnknownTaskError: ``task`` is no Celery task.
             PayloadError: the arguments cannot be recorded.
         """
+        if canvas.is_signature(task):
+            return canvas.start(self._machine, task, args, kwargs, self._options)
+        if isinstance(task, foreign.ForeignTask):
+            return foreign.start(self._machine, task, args, kwargs, self._options)
         return self._machine.start_step(task, args, kwargs, self._options)
 
     def timer(self, duration: timedelta | float) -> Handle[None]:

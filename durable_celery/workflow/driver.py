@@ -25,7 +25,7 @@ import greenlet
 
 from durable_celery.errors import DurableError, Evicted, SideEffectError, WorkflowCancelled
 from durable_celery.workflow.guard import WorkflowGreenlet
-from durable_celery.workflow.loop import WorkflowLoop
+from durable_celery.workflow.loop import WorkflowLoop, WorkflowTask
 
 __all__ = ["Driver", "run_awaitable"]
 
@@ -133,8 +133,17 @@ class Driver:
             )
         parent = current.parent
         assert parent is not None  # noqa: S101 - the task that runs the code is always its parent
-        result: T = parent.switch(awaitable)
-        return result
+        try:
+            result: T = parent.switch(awaitable)
+        except BaseException as thrown:  # noqa: BLE001 - it is raised below
+            error = thrown
+        else:
+            return result
+        try:
+            # Not where it was thrown: so Python notes what the code was handling when it came.
+            raise error
+        finally:
+            del error
 
     async def run_blocking(self, function: Callable[..., T], /, *args: Any, **kwargs: Any) -> T:
         """Run ``def`` code in a greenlet, waiting here for what it blocks on.
@@ -196,9 +205,12 @@ class Driver:
 
 
 def _take_cancels(task: asyncio.Task[Any] | None) -> bool:
-    """Take off a task's requests to cancel, now that its code has been told; False if there were none."""
-    asked = task is not None and task.cancelling() > 0
-    while task is not None and task.cancelling():
+    """Take off a task's requests to cancel, now that its code has been told; False if all were of its own scopes."""
+    if not isinstance(task, WorkflowTask):
+        return False
+    asked = task.cancelling() > task.scope_cancels
+    task.scope_cancels = 0
+    while task.cancelling():
         task.uncancel()
     return asked
 

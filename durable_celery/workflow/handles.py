@@ -105,6 +105,8 @@ class StepHandle(Handle[T]):
         self.task = task
         #: What becomes of it, if it is a child run, when the code has ended; see ``tasks.ParentClose``.
         self.parent_close: str | None = None
+        #: Id of the run, if it is a child run.
+        self.workflow_id: str | None = None
 
 
 async def drop_all(futures: Sequence[asyncio.Future[Any]]) -> None:

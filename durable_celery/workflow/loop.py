@@ -68,6 +68,15 @@ class Clockwork(Protocol):
         ...
 
 
+class Scoped(Protocol):
+    """A block of code that may be told to end."""
+
+    @property
+    def cancelled(self) -> bool:
+        """Whether it was told to."""
+        ...
+
+
 class WorkflowFuture(asyncio.Future[T]):
     """A future whose place in a set does not depend on its address."""
 
@@ -89,6 +98,9 @@ class WorkflowTask(asyncio.Task[T]):
         super().__init__(coro, loop=loop, name=name or f"Task-{loop.count}", context=context)
         # An evicted execution leaves its tasks pending, and that is no mistake of the user.
         self._log_destroy_pending = False
+        #: The scopes that its code is in, the outermost first; and how many of the requests to cancel it are theirs.
+        self.scopes: list[Scoped] = []
+        self.scope_cancels = 0
 
     def __hash__(self) -> int:
         return self._order

@@ -174,6 +174,7 @@ class Machine:
         """Schedule a step."""
         self.check()
         name, kind = resolve(task)
+        options.check_kind(name, kind)
         text = self.codec.dumps([list(args), kwargs], f"the arguments of step {name}")
         number = self.journal.next
         place = self.place("call", number)
@@ -195,6 +196,7 @@ class Machine:
             self, partial(self._cancel, self._steps, number), number=number, key=key, task=name
         )
         handle.parent_close = options.parent_close
+        handle.workflow_id = (options.workflow_id or key) if kind == "workflow" else None
         self._steps[number] = handle
         return handle
 

@@ -76,6 +76,7 @@ def _identity(command: Output) -> dict[str, Any]:
     match command:
         case StepScheduled():
             parts |= {"task": command.task, "kind of step": command.kind, "digest of the arguments": command.digest}
+            parts["id of the child run"] = (command.options or {}).get("workflow_id")
         case LocalStepCompleted() | LocalStepFailed():
             parts |= {"function": command.name, "digest of the arguments": command.digest}
         case PatchMarked():

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from datetime import timedelta
 from enum import StrEnum
 from typing import Any, Literal, ParamSpec, Protocol, Self, TypeVar
 
+from durable_celery.codec import check_id
 from durable_celery.errors import InvalidRequestError, UnknownTaskError
 from durable_celery.policy import RetryPolicy, seconds
 
@@ -48,6 +50,10 @@ class CallOptions:
     name: str | None = None
     #: None: a child goes on after an end, and is cancelled after a cancel.
     parent_close: ParentClose | None = None
+    #: Id of a child run; None: the step's key.
+    workflow_id: str | None = None
+    #: More options of ``apply_async`` for the step's message, which a signature brought.
+    message: Mapping[str, Any] | None = None
 
     def with_(
         self,
@@ -58,6 +64,7 @@ class CallOptions:
         priority: int | None = None,
         name: str | None = None,
         parent_close: ParentClose | str | None = None,
+        workflow_id: str | None = None,
     ) -> Self:
         """Return these options with those given in their place.
 
@@ -67,6 +74,7 @@ class CallOptions:
         given: dict[str, Any] = {"queue": queue, "priority": priority, "name": name}
         given["retry"] = RetryPolicy(maximum_attempts=retry) if isinstance(retry, int) else retry
         given["timeout"] = None if timeout is None else seconds(timeout)
+        given["workflow_id"] = None if workflow_id is None else check_id(workflow_id)
         if parent_close is not None:
             if parent_close not in set(ParentClose):
                 raise InvalidRequestError(f"parent_close is one of {', '.join(ParentClose)}, not {parent_close!r}")
@@ -82,13 +90,24 @@ class CallOptions:
             form["retry"] = self.retry.to_json()
         return form or None
 
+    def check_kind(self, name: str, kind: str) -> None:
+        """Refuse options that a step of a kind has no use for.
+
+        Raises:
+            InvalidRequestError: there are such.
+        """
+        if self.workflow_id is not None and kind != "workflow":
+            raise InvalidRequestError(f"workflow_id is the id of a child run, and {name} is no durable task")
+        if self.message and kind == "workflow":
+            raise InvalidRequestError(f"{', '.join(self.message)}: not for a child run, which is {name}")
+
     def check_local(self) -> None:
         """Refuse options that a local step has no use for.
 
         Raises:
             InvalidRequestError: there are such.
         """
-        extra = {"timeout", "queue", "priority", "parent_close"} & set(self.to_json() or ())
+        extra = {"timeout", "queue", "priority", "parent_close", "workflow_id"} & set(self.to_json() or ())
         if extra:
             raise InvalidRequestError(
                 f"a local step takes the options retry and name, not {', '.join(sorted(extra))}: it runs here and now"
@@ -111,8 +130,10 @@ def resolve(task: object) -> tuple[str, Literal["task", "workflow"]]:
         UnknownTaskError: it is neither.
     """
     name = task if isinstance(task, str) else getattr(task, "name", None)
-    if isinstance(task, dict):
-        raise UnknownTaskError("a step takes the task and its arguments, not a signature: ctx.step(task, *args)")
+    if isinstance(task, dict) or getattr(task, "is_foreign", False):
+        raise UnknownTaskError(
+            "this takes a task of this app; a signature, or a foreign task, is for ctx.step and ctx.start"
+        )
     if not isinstance(name, str) or not name:
         what = getattr(task, "__qualname__", None) or repr(task)
         raise UnknownTaskError(

@@ -9,14 +9,14 @@ cancelled, and a signal that it had received and not returned goes back.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
 from functools import partial
 from inspect import isawaitable, iscoroutinefunction
 from itertools import count
 from typing import Any, TypeVar
 
-from durable_celery.errors import InvalidRequestError, WaitTimeoutError
+from durable_celery.errors import InvalidRequestError, WaitTimeoutError, WorkflowCancelled
 from durable_celery.policy import seconds, wait_after
 from durable_celery.workflow.batch import BatchResult, Tolerance, items_of, run_batch
 from durable_celery.workflow.driver import run_awaitable
@@ -37,6 +37,7 @@ __all__ = [
     "shield",
     "sleep",
     "sleep_until",
+    "spawned",
     "timer",
     "tolerant_gather",
     "wait_signal",
@@ -149,7 +150,8 @@ async def shield(machine: Machine, arm: Awaitable[T]) -> T:
         except asyncio.CancelledError as error:
             if machine.at_rest:
                 raise
-            cancel = error
+            # That of the run counts, whatever scope it stands in.
+            cancel = cancel if isinstance(cancel, WorkflowCancelled) else error
     result = future.result()
     if cancel is not None:
         raise cancel
@@ -302,8 +304,13 @@ def branch(
             f"spawn() was given {wrong} function; branches of this workflow are {right} functions"
         )
     coroutine = machine.driver.run_blocking(function, *args, **kwargs) if blocks else function(*args, **kwargs)
-    task: asyncio.Task[Any] = machine.loop.create_task(coroutine)
-    handle: Handle[Any] = Handle(machine)
+    return spawned(machine, coroutine)
+
+
+def spawned(machine: Machine, coroutine: Coroutine[Any, Any, T]) -> Handle[T]:
+    """Run a coroutine beside the code that called this; return what stands for it."""
+    task: asyncio.Task[T] = machine.loop.create_task(coroutine)
+    handle: Handle[T] = Handle(machine)
 
     def withdraw() -> bool:
         task.cancel()

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 
+from durable_celery.engine import child_id
 from durable_celery.errors import NonDeterminismError
 from durable_celery.events import (
     CancelRequested,
@@ -25,7 +26,7 @@ from durable_celery.events import (
     TimerStarted,
 )
 from durable_celery.policy import RetryPolicy
-from durable_celery.store.protocol import RunStatus
+from durable_celery.store.protocol import RunStatus, StepKey
 from durable_celery.testing.world import World
 from durable_celery.workflow import Note, read_note, replay
 from tests.store.invariants import check_invariants
@@ -158,21 +159,25 @@ def cancels(world: World) -> Iterator[str]:
     """I13: each child whose parent does not want it any more has the request, or has ended."""
     for name in world.store.run_table:
         history = world.history(name)
-        for number in _cancelled_children(history):
-            child = world.store.run_table.get(f"{name}/1.{number}")
-            asked = child and (
-                child.record.status.is_closed or any(isinstance(item.event, CancelRequested) for item in child.log)
-            )
-            if not asked:
-                yield f"I13: child {number} of {name} was cancelled and knows nothing of it"
+        for key, id in _cancelled_children(name, history):  # noqa: A001 - Celery's word
+            child = world.store.run_table.get(id)
+            asked = child and any(isinstance(item.event, CancelRequested) for item in child.log)
+            is_ours = child is None or child.record.parent == key
+            if is_ours and not (asked or (child and child.record.status.is_closed)):
+                yield f"I13: child {id} of {name} was cancelled and knows nothing of it"
         asked_for = any(isinstance(item.event, CancelRequested) for item in history)
         if isinstance(history[-1].event, RunCancelled) and not asked_for and not _is_expired(history):
             yield f"I13: {name} is cancelled, and nobody asked for it"
 
 
-def _cancelled_children(history: list[Recorded]) -> set[int]:
-    children = {e.number for e in (item.event for item in history) if isinstance(e, StepScheduled) and e.kind != "task"}
-    return {e.target for e in (item.event for item in history) if isinstance(e, CommandCancelled)} & children
+def _cancelled_children(name: str, history: list[Recorded]) -> Iterator[tuple[str, str]]:
+    """Yield the step and the id of each child that was cancelled."""
+    unwanted = {item.event.target for item in history if isinstance(item.event, CommandCancelled)}
+    for item in history:
+        event = item.event
+        if isinstance(event, StepScheduled) and event.kind == "workflow" and event.number in unwanted:
+            key = StepKey(workflow_id=name, run=1, number=event.number)
+            yield str(key), child_id(event, key)
 
 
 def _is_expired(history: list[Recorded]) -> bool:

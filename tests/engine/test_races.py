@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from durable_celery.errors import StoreUnavailableError, WorkflowCancelled, WorkflowClosedError
+from durable_celery.errors import StoreUnavailableError, WorkflowCancelled, WorkflowClosedError, WorkflowConflictError
 from durable_celery.events import RunCancelled, RunCompleted, StepCompleted, StepScheduled
 from durable_celery.policy import RetryPolicy
 from durable_celery.store.protocol import Claim, Refusal, RunMessage, RunStatus, StepKey, StepMessage, StepState, Turn
@@ -563,6 +563,100 @@ def test_child_whose_id_is_taken_fails_its_step() -> None:
     assert world.outcome() == (RunStatus.COMPLETED, "WorkflowConflictError")
     assert world.record("w/1.1").status is RunStatus.RUNNING
     check_at_rest(world, open_runs=True)
+
+
+def chosen(world: World, *, seconds: float = 1.0) -> None:
+    """Start a run that starts a child under an id of its choice, and cancels it after a while."""
+    kid = world.flow(lambda ctx, _: ctx.wait_signal("never"), "child")
+
+    def main(ctx: WorkflowContext) -> str:
+        handle = ctx.options(workflow_id="invoice-7").start(kid, 1)
+        ctx.race(failed=handle, timer=ctx.timer(seconds))
+        return f"cancelled {handle.workflow_id}"
+
+    world.start(world.flow(main))
+
+
+def test_child_has_the_id_that_its_parent_chose_and_its_cancel_overtakes_its_start() -> None:
+    world = World()
+    chosen(world)
+    slow, fast = world.processes
+
+    def overtake() -> None:
+        world.clock.advance(2)
+        for _ in range(3):
+            fast.beat()
+            world.drain(1)
+
+    world.watch.hooks.append(At("start", overtake, when=lambda call: call.caller is slow))
+    slow.handle(world.broker.popleft())
+    world.run()
+
+    assert world.outcome() == (RunStatus.COMPLETED, "cancelled invoice-7")
+    assert world.kinds("invoice-7") == ["RunStarted", "CancelRequested", "RunCancelled"]
+    assert world.record("invoice-7").parent == "w/1.1"
+    check_at_rest(world)
+
+
+@pytest.mark.parametrize("same_arguments", [True, False])
+def test_run_of_somebody_else_that_has_the_chosen_id_is_neither_waited_for_nor_cancelled(same_arguments: bool) -> None:
+    world = World()
+    chosen(world)
+    world.start(Task("child", print), 1 if same_arguments else 2, id="invoice-7")
+    slow, fast = world.processes
+
+    def overtake() -> None:
+        # The parent gives the child up before the start, which is on its way, finds out that the id is taken.
+        world.clock.advance(2)
+        for _ in range(3):
+            fast.beat()
+            world.drain(1)
+
+    world.watch.hooks.append(At("start", overtake, when=lambda call: call.caller is slow))
+    slow.handle(world.broker.popleft())
+    world.run()
+
+    assert world.outcome() == (RunStatus.COMPLETED, "cancelled invoice-7")
+    assert world.record("invoice-7").status is RunStatus.RUNNING
+    assert "CancelRequested" not in world.kinds("invoice-7")
+    check_at_rest(world, open_runs=True)
+
+
+@pytest.mark.parametrize("same_arguments", [True, False])
+def test_child_whose_chosen_id_is_taken_fails_its_step(same_arguments: bool) -> None:
+    world = World()
+    kid = world.flow(lambda ctx, x: ctx.wait_signal(f"go {x}"), "child")
+    world.start(kid, 1, id="invoice-7")
+
+    def main(ctx: WorkflowContext) -> str:
+        try:
+            ctx.options(workflow_id="invoice-7").step(kid, 1 if same_arguments else 2)
+        except WorkflowConflictError as error:
+            return error.workflow_id
+        return "ran"
+
+    world.start(world.flow(main))
+    world.run()
+
+    assert world.outcome() == (RunStatus.COMPLETED, "invoice-7")
+    assert world.kinds("invoice-7") == ["RunStarted"]
+    check_at_rest(world, open_runs=True)
+
+
+def test_two_children_of_one_run_do_not_share_an_id_nor_does_a_child_share_its_parents() -> None:
+    world = World()
+    plus = world.task(lambda x: x + 1, "plus")
+    kid = world.flow(lambda ctx, x: ctx.step(plus, x), "child")
+
+    def main(ctx: WorkflowContext) -> list[str]:
+        handles = [ctx.options(workflow_id=id).start(kid, 1) for id in ("one", "one", "w")]  # noqa: A001
+        return [str(value).split(" was ")[0] for value in ctx.gather(*handles, return_exceptions=True)]
+
+    world.start(world.flow(main))
+    world.run()
+
+    assert world.outcome() == (RunStatus.COMPLETED, ["2", "workflow 'one'", "workflow 'w'"])
+    check_at_rest(world)
 
 
 def test_cancel_reaches_children_of_children() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, cast
@@ -12,12 +13,30 @@ from typing import Any, cast
 from durable_celery.callbacks import CallbackVerbs
 from durable_celery.codec import CallbackToken
 from durable_celery.engine import Engine
-from durable_celery.errors import CallbackFailedError, HeartbeatTimeoutError, InvalidSignalError, WorkflowClosedError
+from durable_celery.errors import (
+    CallbackFailedError,
+    HeartbeatTimeoutError,
+    InvalidSignalError,
+    WaitTimeoutError,
+    WorkflowClosedError,
+    WorkflowConflictError,
+)
+from durable_celery.foreign import NotYetError
 from durable_celery.policy import RetryPolicy
 from durable_celery.store.protocol import RunMessage
 from durable_celery.testing.world import World
-from durable_celery.workflow import UPDATE, AsyncWorkflowContext, Handlers, Signal, Tolerance, WorkflowContext
+from durable_celery.workflow import (
+    UPDATE,
+    AsyncWorkflowContext,
+    ForeignTask,
+    Handlers,
+    Signal,
+    Tolerance,
+    WorkflowContext,
+)
+from durable_celery.workflow.foreign import OUTCOME, SEND
 from tests.engine.programs import CANCELLED, DONE, FAILED, Outcomes, Program, arithmetic
+from tests.workflow.signatures import chain, chord, sig
 
 
 def batch_of_branches(world: World) -> Outcomes:
@@ -395,7 +414,134 @@ def typed_signals(world: World) -> Outcomes:
     return {"w": (DONE, ["ann", 2, "tom"])}
 
 
+def scopes(world: World) -> Outcomes:
+    """A block whose time is up while its clean-up goes on, and one that another branch ends."""
+    plus, double = arithmetic(world)
+
+    def main(ctx: WorkflowContext) -> list[Any]:
+        def stop(inner: WorkflowContext, scope: Any) -> None:
+            inner.step(plus, 1)
+            scope.cancel()
+
+        cleaned = 0
+        with suppress(WaitTimeoutError), ctx.timeout(4):
+            try:
+                ctx.wait_signal("never")
+            except asyncio.CancelledError:
+                cleaned = ctx.step(double, 2)
+                raise
+        with ctx.cancel_scope() as scope:
+            ctx.spawn(stop, scope)
+            ctx.sleep(9000)
+        return [cleaned, scope.cancelled, ctx.step(plus, 5)]
+
+    world.start(world.flow(main))
+    return {"w": (DONE, [4, True, 6])}
+
+
+def scope_that_is_cancelled(world: World) -> Outcomes:
+    """The run is cancelled in a scope, about when the scope's time is up."""
+    _, double = arithmetic(world)
+
+    def main(ctx: WorkflowContext) -> None:
+        with ctx.timeout(6):
+            try:
+                ctx.sleep(9000)
+            except asyncio.CancelledError:
+                ctx.sleep(3)
+                ctx.step(double, 2)
+                raise
+
+    world.start(world.flow(main))
+    world.at(6, world.cancel)
+    return {"w": (CANCELLED, "asked")}
+
+
+def children_with_chosen_ids(world: World) -> Outcomes:
+    """One that ends, one whose id is taken by a run like it, and one that is cancelled with the parent's end."""
+    plus, _ = arithmetic(world)
+
+    def child(ctx: WorkflowContext, x: int) -> Any:
+        ctx.sleep(x)
+        return ctx.step(plus, x)
+
+    kid = world.flow(child)
+
+    def main(ctx: WorkflowContext) -> list[Any]:
+        ctx.options(workflow_id="left", parent_close="cancel").start(kid, 9000)
+        done = ctx.options(workflow_id="invoice-7").step(kid, 2)
+        try:
+            ctx.options(workflow_id="taken").step(kid, 5)
+        except WorkflowConflictError as error:
+            return [done, error.workflow_id]
+        return []
+
+    world.start(kid, 5, id="taken")
+    world.start(world.flow(main))
+    return {
+        "w": (DONE, [3, "taken"]),
+        "invoice-7": (DONE, 3),
+        "taken": (DONE, 6),
+        "left": (CANCELLED, "cancelled by its parent w"),
+    }
+
+
+def canvas(world: World) -> Outcomes:
+    """A chord of chains with a child in it, what is linked, and a chain that fails."""
+    plus, _ = arithmetic(world)
+    linked: list[int] = []
+    world.task(sum, "total")
+    world.task(linked.append, "link")
+
+    def no(x: int) -> None:
+        raise ValueError(f"declined {x}")
+
+    world.task(no, "no")
+    kid = world.flow(lambda ctx, x: ctx.step(plus, x), "kid")
+
+    def main(ctx: WorkflowContext) -> list[Any]:
+        child = {**sig(kid.name), "durable": True}
+        header = [chain(sig(plus.name, 1), child), sig(plus.name, 4, link=sig("link"))]
+        total = ctx.step(chord(header, sig("total")))
+        try:
+            ctx.step(chain(sig(plus.name, 1), sig("no"), sig(plus.name)))
+        except ValueError as error:
+            return [total, str(error), len(linked) > 0]
+        return []
+
+    world.start(world.flow(main))
+    return {"w": (DONE, [8, "declined 2", True])}
+
+
+def foreign(world: World) -> Outcomes:
+    """A service that has its outcome some time after it got the last of two messages."""
+    sent: list[int] = []
+
+    def send(_name: str, call: list[Any], _options: Any, task_id: str | None = None) -> str:
+        sent.append(call[0][0])
+        return task_id or "id"
+
+    def outcome(task_id: str) -> Any:
+        if len(sent) < 2:
+            raise NotYetError(task_id)
+        return [task_id, sent[-1]]
+
+    world.task(send, SEND)
+    world.task(outcome, OUTCOME)
+
+    def main(ctx: WorkflowContext) -> Any:
+        return ctx.step(ForeignTask("billing.charge", resend_after=20), 7)
+
+    world.start(world.flow(main))
+    return {"w": (DONE, ["id", 7])}
+
+
 VOCABULARY: tuple[Program, ...] = (
+    foreign,
+    canvas,
+    children_with_chosen_ids,
+    scopes,
+    scope_that_is_cancelled,
     batch_of_branches,
     batch_that_is_decided,
     saga_that_fails,

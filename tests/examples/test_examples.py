@@ -243,6 +243,14 @@ def test_each_example_is_named_in_the_readme(script: str) -> None:
     assert f"examples/{script}" in (ROOT / "README.md").read_text()
 
 
+def test_an_album_is_bound_by_a_durable_canvas_and_published_in_time_or_not_at_all() -> None:
+    assert run("album.py") == [
+        "Alps: small peak, small lake, small hut",
+        "Rome: small forum (published)",
+        "Oslo: small opera, small fjord (not published)",
+    ]
+
+
 def test_a_trip_is_given_back_in_reverse_order_on_failure_and_on_cancel() -> None:
     assert run("trip.py") == [
         "trip-1: flight of trip-1, hotel of trip-1, car of trip-1",

@@ -11,6 +11,7 @@ from celery import Celery, Task
 from durable_celery import (
     AsyncWorkflowContext,
     DurableTask,
+    ForeignTask,
     Query,
     Signal,
     Update,
@@ -57,6 +58,23 @@ def checkout(ctx: WorkflowContext, order: str, amount: int = 1) -> list[str]:
     assert_type(ctx.start(charge, order, amount), StepHandle[bytes])
     ctx.step(charge, amount, order)  # type: ignore[call-overload]
     return [order]
+
+
+@durable_task
+def scoped(ctx: WorkflowContext) -> str:
+    assert_type(ctx.start({"task": "a signature"}), Handle[Any])
+    assert_type(ctx.start(ForeignTask("billing.charge")), Handle[Any])
+    # A block with a time limit swallows nothing, one that may be told to end does.
+    with ctx.timeout(60) as scope:
+        assert_type(scope.cancelled, bool)
+        return "in time"
+
+
+@durable_task
+async def scoped_async(ctx: AsyncWorkflowContext) -> str:
+    async with ctx.cancel_scope() as scope:
+        return "in time"
+    return f"told to end: {scope.cancel()}"
 
 
 @durable_task(name="named", queue="side")

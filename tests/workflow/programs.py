@@ -34,7 +34,8 @@ from durable_celery.events import (
     encode,
 )
 from durable_celery.workflow import Signal, Tolerance, WorkflowContext
-from tests.workflow.log import CODEC, Run, handlers_of, request
+from tests.workflow.log import CODEC, Run, child, handlers_of, request
+from tests.workflow.signatures import chain, chord, group, sig
 
 Body = tuple[Any, ...]
 Calls = Generator[Callable[[], Any], Any, None]
@@ -61,6 +62,8 @@ LEAVES = (
     "typed",
     "callback",
     "wait_callback",
+    "child",
+    "canvas",
 )
 BRANCHES = (
     "spawn",
@@ -75,6 +78,8 @@ BRANCHES = (
     "map_branches",
     "until",
     "saga",
+    "limit",
+    "scope",
 )
 NAMES = ("a", "b")
 TYPED = (Signal("a", int), Signal("b", str), Signal("b", int | None))
@@ -195,6 +200,28 @@ class Interpreter:
         batch = yield lambda: self.ctx.map("mapped", range(value), max_concurrency=1 + value % 3, tolerate=tolerate)
         self.trace.append([str(item.status) for item in batch.items])
 
+    def do_child(self, value: int) -> Calls:
+        policy = [None, "cancel", "abandon", "wait"][value % 4]
+        handle = self.ctx.options(workflow_id=f"child-{value}", parent_close=policy).start(child, value)
+        self.trace.append(handle.workflow_id)
+        if value % 2:
+            self.trace.append((yield self.result(handle)))
+        else:
+            self.handles.append(handle)
+
+    def do_canvas(self, value: int) -> Calls:
+        failing = sig("linked", link=sig("link"), link_error=sig("errback", immutable=True))
+        parts = [
+            sig("alone", value),
+            chain(sig("first"), sig("second", countdown=value), failing),
+            group(sig("one"), chain(sig("two"), sig("three")), failing),
+        ]
+        canvas = [*parts, chord(parts, sig("body"))][value % 4]
+        if value % 3:
+            self.trace.append((yield lambda: self.ctx.step(canvas, value)))
+        else:
+            self.handles.append(self.ctx.start(canvas))
+
     def do_poll(self, value: int) -> Calls:
         timeout = None if value % 2 else 4
         self.trace.append(
@@ -266,6 +293,39 @@ class Interpreter:
             yield self.result(handle)
         except asyncio.CancelledError:
             self.trace.append("branch cancelled")
+
+    def within(self, scope: Any, body: Body) -> Calls:
+        """Do a body in a scope's block, whose beginning and end are called as verbs are."""
+        yield scope.__aenter__ if self.is_async else scope.__enter__
+        leave = scope.__aexit__ if self.is_async else scope.__exit__
+        try:
+            yield from self.body(body)
+        except GeneratorExit:
+            raise
+        except BaseException as error:
+            kind, left = type(error), error
+            if not (yield lambda: leave(kind, left, None)):
+                raise
+        else:
+            yield lambda: leave(None, None, None)
+
+    def do_limit(self, body: Body) -> Calls:
+        yield from self.within(self.ctx.timeout(len(body)), body)
+
+    def do_scope(self, body: Body) -> Calls:
+        scope = self.ctx.cancel_scope()
+
+        def sync(ctx: Any) -> bool:
+            ctx.wait_signal(NAMES[0], 3)
+            return bool(scope.cancel())
+
+        async def plain(ctx: Any) -> bool:
+            await ctx.wait_signal(NAMES[0], 3)
+            return bool(scope.cancel())
+
+        self.handles.append(self.ctx.spawn(plain if self.is_async else sync))
+        yield from self.within(scope, body)
+        self.trace.append(scope.cancelled)
 
     def do_try(self, body: Body) -> Calls:
         try:

@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 
 from durable_celery.codec import rebuild
-from durable_celery.errors import InvalidRequestError
-from durable_celery.events import RunCancelled, RunCompleted, RunFailed
+from durable_celery.errors import InvalidIdError, InvalidRequestError, NonDeterminismError
+from durable_celery.events import RunCancelled, RunCompleted, RunFailed, StepScheduled
 from durable_celery.workflow import AsyncWorkflowContext, WorkflowContext
-from tests.workflow.log import CODEC, Run, child
+from tests.workflow.log import CODEC, Run, Task, charge, child
 
 Code = Callable[..., Any]
 Begin = Callable[..., Run]
@@ -113,3 +113,67 @@ def test_an_unknown_policy_is_refused() -> None:
     error = rebuild(run.last.payload, CODEC)
     assert isinstance(error, InvalidRequestError)
     assert "cancel, abandon, wait" in str(error)
+
+
+def chosen_sync(ctx: WorkflowContext, id: Any, what: Task) -> list[Any]:  # noqa: A002
+    handle = ctx.options(workflow_id=id).start(what, 1)
+    plain = ctx.start(child, 2)
+    return [handle.workflow_id, plain.workflow_id, ctx.start(charge).workflow_id]
+
+
+async def chosen_async(ctx: AsyncWorkflowContext, id: Any, what: Task) -> list[Any]:  # noqa: A002
+    handle = ctx.options(workflow_id=id).start(what, 1)
+    plain = ctx.start(child, 2)
+    return [handle.workflow_id, plain.workflow_id, ctx.start(charge).workflow_id]
+
+
+def bound(code: Code, what: Task) -> Code:
+    """Give a workflow what no history can hold."""
+
+    def sync(ctx: WorkflowContext, id: Any) -> Any:  # noqa: A002
+        return code(ctx, id, what)
+
+    async def plain(ctx: AsyncWorkflowContext, id: Any) -> Any:  # noqa: A002
+        return await code(ctx, id, what)
+
+    return plain if code is chosen_async else sync
+
+
+@forms(chosen_sync, chosen_async)
+def test_the_code_chooses_the_id_of_a_child_and_it_is_recorded(code: Code) -> None:
+    run = Run(bound(code, child)).start("invoice-7")
+
+    assert run.result == ["invoice-7", "w-1/1.2", None]
+    first, second = run.outputs[:2]
+    assert isinstance(first, StepScheduled)
+    assert isinstance(second, StepScheduled)
+    assert (first.options, second.options) == ({"workflow_id": "invoice-7"}, None)
+
+
+@forms(chosen_sync, chosen_async)
+@pytest.mark.parametrize("id", ["", "a b", "x" * 256, "{1}", "new\nline", 7])
+def test_an_id_that_cannot_be_one_is_refused(code: Code, id: Any) -> None:  # noqa: A002
+    run = Run(bound(code, child)).start(id)
+
+    assert isinstance(rebuild(run.last.payload, CODEC), InvalidIdError)
+    assert run.kinds() == ["RunFailed"]
+
+
+@forms(chosen_sync, chosen_async)
+def test_the_id_of_a_child_is_refused_for_a_plain_task(code: Code) -> None:
+    run = Run(bound(code, charge)).start("invoice-7")
+
+    assert "shop.charge is no durable task" in str(rebuild(run.last.payload, CODEC))
+    assert run.kinds() == ["RunFailed"]
+
+
+def test_an_id_that_is_another_one_on_replay_is_no_child_of_the_history() -> None:
+    ids = iter(["first", "second"])
+
+    def code(ctx: WorkflowContext) -> None:
+        ctx.options(workflow_id=next(ids)).step(child)
+
+    run = Run(code).start()
+
+    with pytest.raises(NonDeterminismError, match=r"id of the child run: history has 'first', the code 'second'"):
+        run.replayed()

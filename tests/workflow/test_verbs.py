@@ -199,7 +199,7 @@ def plain_function() -> None: ...
 
 
 @pytest.mark.parametrize(
-    ("what", "advice"), [(plain_function, "@app.task"), ({"task": "x"}, "signature"), (7, "ctx.run"), ("", "ctx.run")]
+    ("what", "advice"), [(plain_function, "@app.task"), ({"args": [1]}, "signature"), (7, "ctx.run"), ("", "ctx.run")]
 )
 def test_what_is_no_task_is_refused_with_advice(what: object, advice: str) -> None:
     def code(ctx: WorkflowContext) -> None:
