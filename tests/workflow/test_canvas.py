@@ -227,4 +227,4 @@ def test_verbs_that_take_no_signature_say_so(compensates: bool) -> None:
         else:
             ctx.poll(sig("a"), every=5)
 
-    assert "a signature is for ctx.step and ctx.start" in str(failure(Run(code).start()))
+    assert "is for ctx.step and ctx.start" in str(failure(Run(code).start()))
