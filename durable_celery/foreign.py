@@ -82,7 +82,7 @@ def _failure(value: Any) -> Exception:
     """Return the exception of a foreign task as this side can have it."""
     if isinstance(value, UnpickleableExceptionWrapper):
         # So Celery tells of a class that only the other side has.
-        return RemoteError(f"{value.exc_module}.{value.exc_cls_name}", ", ".join(map(str, value.exc_args)))
+        return RemoteError(f"{value.exc_module}.{value.exc_cls_name}", ", ".join(map(str, value.exc_args or ())))
     if isinstance(value, Exception) and not isinstance(value, TaskPredicate):
         return value
     # By these a task talks to its own worker, which is not ours.

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from celery import Celery
+from celery.exceptions import TaskRevokedError
 from redis import Redis
 
 from durable_celery import ConfigurationError, RemoteError, StepTimeoutError
@@ -122,18 +123,11 @@ def test_a_revoked_task_fails_the_step(till: Any, billing: Callable[[], CeleryWo
     handle = till.call.delay("billing.charge", "o-5")
     wait_until(lambda: broker.llen("billing") > 0, WAIT)
     backend = till.app.backend
-    backend.store_result(f"{handle.id}/1.1/foreign", backend.prepare_exception(_revoked()), "REVOKED")
+    backend.store_result(f"{handle.id}/1.1/foreign", TaskRevokedError("withdrawn"), "REVOKED")
 
-    with pytest.raises(Exception, match="withdrawn"):
+    with pytest.raises(TaskRevokedError, match="withdrawn"):
         handle.get(WAIT)
     broker.delete("billing")
-
-
-def _revoked() -> Exception:
-    from celery.exceptions import TaskRevokedError
-
-    error: Exception = TaskRevokedError("withdrawn")
-    return error
 
 
 @pytest.mark.parametrize(
