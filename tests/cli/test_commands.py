@@ -276,7 +276,7 @@ def test_colours_and_cut_lines_are_for_terminals_only(desk: Desk, waiting: str) 
     assert "\x1b" not in desk.text("list")
 
     ours, theirs = pty.openpty()
-    with subprocess.Popen(desk.command("list"), env=desk.env(COLUMNS="62"), stdout=theirs) as process:
+    with subprocess.Popen(desk.command("list"), env=desk.env(COLUMNS="72"), stdout=theirs) as process:
         os.close(theirs)
         shown = b""
         while chunk := _read(ours):
@@ -286,7 +286,7 @@ def test_colours_and_cut_lines_are_for_terminals_only(desk: Desk, waiting: str) 
 
     assert b"\x1b[36mrunning\x1b[0m" in shown
     plain = re.sub(r"\x1b\[\d*m", "", shown.decode())
-    assert max(len(line) for line in plain.splitlines() if waiting in line) <= 62
+    assert max(len(line) for line in plain.splitlines() if waiting in line) <= 72
 
 
 def test_help_names_every_command(desk: Desk) -> None:
