@@ -32,9 +32,10 @@
         +-- StoreUnavailableError   the store does not answer
 
     WorkflowCancelled (asyncio.CancelledError)   raised at the await of a cancelled run
+    Continued (BaseException)                    leaves the code of a run that goes on as the next one
     Evicted (BaseException)                      unwinds a suspended execution
 
-The two control-flow exceptions derive from ``BaseException``, so that ``except Exception`` in workflow code does not
+The three control-flow exceptions derive from ``BaseException``, so that ``except Exception`` in workflow code does not
 swallow them, and never reach Celery.
 """
 
@@ -49,6 +50,7 @@ __all__ = [
     "CodecError",
     "CompensationError",
     "ConfigurationError",
+    "Continued",
     "DurableError",
     "Evicted",
     "HistoryLimitError",
@@ -260,6 +262,10 @@ class StoreUnavailableError(StoreError):
 
 class WorkflowCancelled(CancelledError):  # noqa: N818 - control flow, no error
     """Raised in workflow code at the await (or blocking verb) where a cancel finds it."""
+
+
+class Continued(BaseException):
+    """Leaves the code of a run that has called ``continue_as_new``, as a ``return`` would; to catch it changes nothing."""
 
 
 class Evicted(BaseException):

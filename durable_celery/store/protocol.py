@@ -20,6 +20,11 @@ each take, claim and finish, and makes repeating them safe: a ``take``, ``claim`
 claim held by the very same owner text gives the same answer (same token, same attempt) again. A reply that was lost can
 thus be asked for again, and a lease whose reply never came can be released by its owner text alone.
 
+A workflow id may have several *runs*, one after the other: where a run continues as the next one, its log is set aside
+and a new one begins, in the same operation. Leases, fencing tokens, keys of inputs and the entry in the list of runs
+belong to the workflow; logs, commands and step keys to one run. Steps of an earlier run that a closed run would still
+execute are still executed; nothing is recorded of them.
+
 All instants are the store's clock, in milliseconds since 1970; all durations are seconds.
 """
 
@@ -100,7 +105,7 @@ class Refusal(StrEnum):
 
     #: No such run or step in the store.
     UNKNOWN = "unknown"
-    #: The step has its outcome, or its closed run needs none.
+    #: The step has its outcome, or its run has ended and needs none.
     FINISHED = "finished"
     #: The workflow cancelled the step.
     CANCELLED = "cancelled"
@@ -120,7 +125,7 @@ class Timing:
     resend_after: float = 10.0
     #: Longest wait between two sends of one message.
     resend_limit: float = 300.0
-    #: How long a closed and delivered run is kept.
+    #: How long a closed and delivered run is kept, and the log of a run that continued as another one.
     retention: float = 7 * 86400.0
 
 
@@ -247,7 +252,7 @@ class RunRecord:
     envelope: str = "{}"
     #: Whether Celery has stored the end and fired its callbacks.
     delivered: bool = False
-    #: Open steps; filled by ``get`` only.
+    #: Open steps of this run; filled by ``get`` only.
     steps: tuple[PendingStep, ...] = ()
 
 
@@ -429,6 +434,12 @@ class Store(Protocol):
         deadline. The lease is kept if ``hold`` or if there are new inputs, else given back.
         A terminal event closes the run even if inputs came meanwhile: they are too late.
 
+        A :class:`RunContinued`, which is the last output, ends the run and begins the next one. What a close drops is
+        dropped. The log is set aside for the retention. A new one begins with a :class:`RunStarted` of the same name and
+        parent and with the payload of the continuation, and goes on with the inputs that it names as ``kept`` and those
+        of the same kinds (``CARRIED``) that came after ``read``, in their order. Keys of inputs stay. The lease is
+        given back whatever ``hold`` says, and the run is woken; the answer has no events, and the length of the old log.
+
         A commit that has taken effect and comes again is known by its position and its outputs, and gets its answer
         again. So ``read`` is never less than the length that the last commit of the run returned.
 
@@ -523,8 +534,13 @@ class Store(Protocol):
         """Return the record of a run with its open steps (client)."""
         ...
 
-    def history(self, workflow_id: str, *, after: int = 0, limit: int = 1000) -> list[Recorded]:
-        """Return up to ``limit`` events after seq ``after``, in order (client, worker)."""
+    def history(
+        self, workflow_id: str, *, run: int | None = None, after: int = 0, limit: int = 1000
+    ) -> list[Recorded]:
+        """Return up to ``limit`` events after seq ``after``, in order (client, worker).
+
+        ``run`` is the newest one if it is not given; of an earlier one there is nothing once its retention is over.
+        """
         ...
 
     def runs(

@@ -14,6 +14,7 @@ from __future__ import annotations
 import json
 import os
 import re
+from dataclasses import replace
 from functools import cache
 from hashlib import sha1
 from operator import methodcaller
@@ -278,11 +279,11 @@ class RedisStore:
     ) -> bool:
         """See :meth:`Store.postpone`."""
         words = (owner, milliseconds(delay), printable(error), "" if retries is None else retries, override or "")
-        return bool(self._verb("postpone", key.workflow_id, key.number, *words))
+        return bool(self._verb("postpone", key.workflow_id, key.run, key.number, *words))
 
     def settle(self, key: StepKey, *, cancel: bool = False) -> None:
         """See :meth:`Store.settle`."""
-        self._verb("settle", key.workflow_id, key.number, int(cancel))
+        self._verb("settle", key.workflow_id, key.run, key.number, int(cancel))
 
     # -- what falls due ----------------------------------------------------------------------------------------------
 
@@ -322,12 +323,18 @@ class RedisStore:
     def get(self, workflow_id: str) -> RunRecord | None:
         """See :meth:`Store.get`."""
         answer = self._verb("get", workflow_id)
-        return None if answer is None else read_record(answer[0], open_steps(answer[1]))
+        if answer is None:
+            return None
+        record = read_record(answer[0])
+        return replace(record, steps=open_steps(answer[1], record.run))
 
-    def history(self, workflow_id: str, *, after: int = 0, limit: int = 1000) -> list[Recorded]:
-        """See :meth:`Store.history`. Read in pages; the log only grows, so they fit together."""
+    def history(
+        self, workflow_id: str, *, run: int | None = None, after: int = 0, limit: int = 1000
+    ) -> list[Recorded]:
+        """See :meth:`Store.history`. Read in pages; the log of a run only grows, so they fit together."""
         events: list[Recorded] = []
-        log = self._server.key(self._server.shard_of(workflow_id), f"log:{workflow_id}")
+        run = run or self._newest(workflow_id)
+        log = self._server.key(self._server.shard_of(workflow_id), f"log{run if run > 1 else ''}:{workflow_id}")
         while len(events) < limit:
             begin, end = after + len(events), after + min(limit, len(events) + PAGE)
             lines = self._server.ask(methodcaller("lrange", log, begin + 1, end))
@@ -335,6 +342,12 @@ class RedisStore:
             if len(lines) < end - begin:
                 break
         return events
+
+    def _newest(self, workflow_id: str) -> int:
+        """Return the number of the newest run."""
+        name = self._server.key(self._server.shard_of(workflow_id), f"run:{workflow_id}")
+        text = self._server.ask(methodcaller("get", name))
+        return int(json.loads(text).get("run", 1)) if text else 1
 
     def runs(
         self, *, status: RunStatus | None = None, name: str | None = None, cursor: str | None = None, limit: int = 50

@@ -11,11 +11,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from random import Random
-from typing import Any, Concatenate, ParamSpec, Self, TypeVar, overload
+from typing import Any, Concatenate, NoReturn, ParamSpec, Self, TypeVar, overload
 from uuid import UUID
 
 from durable_celery.policy import RetryPolicy
-from durable_celery.workflow import verbs
+from durable_celery.workflow import continuation, verbs
 from durable_celery.workflow.handles import Handle, StepHandle
 from durable_celery.workflow.logger import WorkflowLogger
 from durable_celery.workflow.machine import Machine
@@ -43,6 +43,10 @@ class WorkflowInfo:
     started_at: datetime
     #: Seq of the event that is being applied: how long the history is, up to now.
     history_length: int
+    #: About how many bytes these events take.
+    history_bytes: int
+    #: Whether the history is so long (5,000 events or 5 MiB) that the run should go on as a new one.
+    continue_as_new_suggested: bool
 
 
 class Context:
@@ -126,6 +130,21 @@ class Context:
         """Tell whether the code takes the new side of a change: true unless the history is from before it."""
         return self._machine.patched(change_id)
 
+    def continue_as_new(self, *args: Any, **kwargs: Any) -> NoReturn:
+        """End this run here, and go on with the same workflow from its beginning, with these arguments; never returns.
+
+        The next run has an empty history and the same workflow id; whoever waits for the workflow waits for the end of
+        its last run. Signals that the code has not taken go along. What it started goes on, or not, as after a
+        ``return``; ``finally`` and ``with`` blocks run as for one. Only the workflow function itself may call it.
+
+        Raises:
+            TypeError: the arguments do not fit the workflow's signature.
+            PayloadError: they cannot be recorded.
+            InvalidRequestError: it is called in a branch.
+            WorkflowCancelled: somebody asked the workflow to stop; it does not begin anew.
+        """
+        continuation.continue_as_new(self._machine, args, kwargs)
+
     @property
     def logger(self) -> WorkflowLogger:
         """A logger that is silent on replay; its records carry ``workflow_id``."""
@@ -146,4 +165,6 @@ class Context:
             parent=self._parent,
             started_at=self._started_at,
             history_length=self._machine.cause,
+            history_bytes=self._machine.size.bytes,
+            continue_as_new_suggested=self._machine.size.suggests_continuing,
         )

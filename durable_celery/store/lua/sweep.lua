@@ -24,21 +24,22 @@ function settle.r(id)
   send(run_message(id))
 end
 
-function settle.s(id, number)
-  local run, step = run_of(id), step_of(id, number)
+function settle.s(id, place)
+  local step = step_of(id, place)
   if not step or step.owner then return false end
-  redis.call('ZADD', AGENDA, NOW + wait_after(step.sends), step_member(id, number))
+  redis.call('ZADD', AGENDA, NOW + wait_after(step.sends), step_member(id, place))
   step.sends = step.sends + 1
-  put_step(id, number, step)
-  local line = redis.call('LINDEX', log_key(id), step.seq)
+  put_step(id, place, step)
+  local execution, number = parts_of(place)
   local is_cancel = step.state == 'cancelling' and 1 or 0
   local told = { (step.attempt or 0) + 1, step.retries or 0, step.override or false, is_cancel }
-  send({ 'step', id, head_of(id), run.run or 1, number, line, told })
+  send({ 'step', id, head_of(id), execution, number, line_of(id, step), told })
 end
 
-function settle.t(id, number)
-  redis.call('ZREM', AGENDA, 't' .. number .. ':' .. id)
-  redis.call('HDEL', open_key(id), number)
+function settle.t(id, place)
+  local _, number = parts_of(place)
+  redis.call('ZREM', AGENDA, 't' .. place .. ':' .. id)
+  redis.call('HDEL', open_key(id), place)
   if number == '0' then
     run_of(id).gate = 1
     changed[id] = true
@@ -47,22 +48,27 @@ function settle.t(id, number)
   send(wake(id))
 end
 
-function settle.d(id, number)
-  local step = step_of(id, number)
+function settle.d(id, place)
+  local _, number = parts_of(place)
+  local step = step_of(id, place)
   if not step then return false end
-  redis.call('ZREM', AGENDA, 'd' .. number .. ':' .. id)
+  redis.call('ZREM', AGENDA, 'd' .. place .. ':' .. id)
   if step.child then
-    cancel_step(id, number, step)
+    cancel_step(id, place, step)
   else
-    forget_step(id, number, step)
+    forget_step(id, place, step)
   end
   local payload = string.gsub(failure, '@TIMEOUT@', step.timeout)
   append(id, string.format('{"e":"StepFailed","n":%s,"a":%d}\n%s', number, step.attempt or 0, payload))
   send(wake(id))
 end
 
-function settle.x(id)
-  redis.call('ZREM', AGENDA, 'x:' .. id)
+function settle.x(id, past)
+  redis.call('ZREM', AGENDA, 'x' .. past .. ':' .. id)
+  if past ~= '' then
+    redis.call('DEL', log_key(id, past))
+    return
+  end
   local open = redis.call('HGETALL', open_key(id))
   for index = 1, #open, 2 do
     local step = step_of(id, open[index])
@@ -83,8 +89,8 @@ local due = redis.call('ZRANGEBYSCORE', AGENDA, '-inf', NOW, 'LIMIT', 0, limit -
 for _, member in ipairs(due) do
   -- An earlier one of this sweep may have settled it.
   if redis.call('ZSCORE', AGENDA, member) then
-    local kind, number, id = string.match(member, '^(%a)(%d*):(.*)$')
-    if run_of(id) and settle[kind](id, number) ~= false then
+    local kind, place, id = string.match(member, '^(%a)([%d.]*):(.*)$')
+    if run_of(id) and settle[kind](id, place) ~= false then
       count(kind)
     else
       redis.call('ZREM', AGENDA, member)
