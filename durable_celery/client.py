@@ -124,17 +124,18 @@ class Client:
             steps.append(replace(step, error=step.error and self.codec.legible(step.error, place)))
         return replace(record, reason=reason, steps=tuple(steps))
 
-    def history(self, workflow_id: str) -> list[Recorded]:
-        """Return the whole history of a run.
+    def history(self, workflow_id: str, run: int | None = None) -> list[Recorded]:
+        """Return the whole history of a run: the newest of the workflow, or the one with this number.
 
         Raises:
             WorkflowNotFoundError: there is no such run.
         """
+        number = self.describe(workflow_id).run if run is None else run
         events: list[Recorded] = []
-        while page := self.store.history(check_id(workflow_id), after=len(events)):
+        while page := self.store.history(check_id(workflow_id), run=number, after=len(events)):
             events.extend(page)
         if not events:
-            raise WorkflowNotFoundError(workflow_id)
+            raise WorkflowNotFoundError(workflow_id, run)
         return events
 
     def runs(
@@ -188,7 +189,7 @@ class Client:
     def _end_of(self, record: RunRecord | None) -> Recorded | None:
         if record is None or not record.status.is_closed:
             return None
-        return self.store.history(record.workflow_id, after=record.length - 1, limit=1)[0]
+        return self.store.history(record.workflow_id, run=record.run, after=record.length - 1, limit=1)[0]
 
     def _append(self, workflow_id: str, event: Event, key: str, *, room: int = 0) -> None:
         answer = self.store.append(check_id(workflow_id), event, key=key, room=room)
@@ -285,9 +286,9 @@ class WorkflowHandle(AsyncResult, Generic[R]):
         """See :meth:`Client.describe`."""
         return self.client.describe(self.id)
 
-    def history(self) -> list[Recorded]:
+    def history(self, run: int | None = None) -> list[Recorded]:
         """See :meth:`Client.history`."""
-        return self.client.history(self.id)
+        return self.client.history(self.id, run)
 
     def _standing(self) -> str:
         """Say for the end of a sentence why the run has not ended yet."""

@@ -118,14 +118,15 @@ class InboxFullError(InvalidRequestError):
 
 
 class WorkflowNotFoundError(DurableError):
-    """No run with this workflow id is in the store."""
+    """No run with this workflow id, or with this number, is in the store."""
 
-    def __init__(self, workflow_id: str) -> None:
-        super().__init__(workflow_id)
-        self.workflow_id = workflow_id
+    def __init__(self, workflow_id: str, run: int | None = None) -> None:
+        super().__init__(workflow_id, run)
+        self.workflow_id, self.run = workflow_id, run
 
     def __str__(self) -> str:
-        return f"no workflow {self.workflow_id!r} in the store (never started, or its retention has passed)"
+        which = "" if self.run is None else f" with a run {self.run}"
+        return f"no workflow {self.workflow_id!r}{which} in the store (never started, or its retention has passed)"
 
 
 class WorkflowConflictError(DurableError):

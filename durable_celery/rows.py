@@ -37,7 +37,7 @@ def close_rows(binding: Binding, run: RunRecord, hostname: str | None) -> None:
     Called in a worker, before the end is delivered. Repeating it is harmless.
     """
     try:
-        ends = _unseen_ends(binding, run, binding.client.history(run.workflow_id))
+        ends = _unseen_ends(binding, run, binding.client.history(run.workflow_id, run.run))
         if not ends:
             return
         with binding.app.events.default_dispatcher(hostname=hostname) as dispatcher:

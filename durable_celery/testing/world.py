@@ -276,13 +276,18 @@ class World:
             raise WorkflowNotFoundError(id)
         return record
 
-    def history(self, id: str = "w") -> list[Recorded]:  # noqa: A002
-        """Return all events of a run."""
-        return self.store.history(id, limit=1_000_000)
+    def history(self, id: str = "w", run: int | None = None) -> list[Recorded]:  # noqa: A002
+        """Return all events of a run: the newest, or the one with this number."""
+        return self.store.history(id, run=run, limit=1_000_000)
 
-    def kinds(self, id: str = "w") -> list[str]:  # noqa: A002
+    def histories(self, id: str = "w") -> dict[int, list[Recorded]]:  # noqa: A002
+        """Return the events of each run whose log is there, by their numbers."""
+        runs = {run: self.history(id, run) for run in range(1, self.record(id).run + 1)}
+        return {run: history for run, history in runs.items() if history}
+
+    def kinds(self, id: str = "w", run: int | None = None) -> list[str]:  # noqa: A002
         """Return the names of the events of a run."""
-        return [type(item.event).__name__ for item in self.history(id)]
+        return [type(item.event).__name__ for item in self.history(id, run)]
 
     def outcome(self, id: str = "w") -> tuple[RunStatus, Any]:  # noqa: A002
         """Return a run's status, and its result, or what it failed with as text."""
@@ -359,7 +364,8 @@ class World:
         """Say what there is, for a test that fails."""
         lines = [f"clock +{(self.clock.now - EPOCH) / 1000:g} s, agenda {self.pending}, held {self.store.held}"]
         for name in self.store.run_table:
-            lines += [str(self.record(name)), *(f"  {item}" for item in self.history(name))]
+            lines.append(str(self.record(name)))
+            lines += [f"  {run} {item}" for run, history in self.histories(name).items() for item in history]
         return "\n".join([*lines, *map(str, self.broker), *self.watch.tail()])
 
 
