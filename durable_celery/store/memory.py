@@ -382,12 +382,10 @@ class MemoryStore(Tables):
         run = self.run_table[workflow_id]
         del self.agenda["retention", workflow_id, past]
         if past:
-            del run.past[past]
+            del run.past[-past]
             return
         for number in list(run.steps):
             self._forget_step(run, number)
-        for number in run.past:
-            del self.agenda["retention", workflow_id, number]
         del self.run_table[workflow_id]
 
     # -- looking -----------------------------------------------------------------------------------------------------
@@ -453,7 +451,8 @@ def _is_repeated(run: Run, lease: Lease, outputs: Sequence[Event], read: int) ->
         return False
     log, end = run.log, record.read
     if _continues(outputs):
-        log = run.past.get(record.run - 1, [])
+        # Two runs may well end in the same way; it is the turn that tells.
+        log = run.past.get(record.run - 1, []) if run.begun == lease.token else []
         end = len(log)
     begin = end - len(outputs)
     return read <= begin and [item.event for item in log[begin:end]] == list(outputs)

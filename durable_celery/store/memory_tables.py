@@ -100,6 +100,8 @@ class Run:
     past: dict[int, list[Recorded]] = field(default_factory=dict)
     #: When the last of them goes (ms since 1970).
     past_until: int = 0
+    #: Token of the turn that ended the one before it; 0 for the first.
+    begun: int = 0
     #: By their places, as everything that names a command.
     steps: dict[int, OpenStep] = field(default_factory=dict)
     #: Places of steps that the workflow cancelled.
@@ -142,8 +144,8 @@ class Tables:
         self.timing, self.clock = timing, clock
         self.lock = RLock()
         self.run_table: dict[str, Run] = {}
-        #: (kind, id, place of a command) -> due. Kinds: run, step, timer, deadline, owner, retention (of a run's log by
-        #: its number, of all by 0).
+        #: (kind, id, place of a command) -> due. Kinds: run, step, timer, deadline, owner, retention (of all, and of the
+        #: logs of earlier runs by their numbers below 0, so that they go first).
         self.agenda: dict[tuple[str, str, int], int] = {}
         #: process -> {(workflow_id, place of a step or 0 for the lease)}
         self.held: dict[str, set[tuple[str, int]]] = {}
@@ -195,8 +197,8 @@ class Tables:
         inputs = [run.log[seq - 1].event for seq in end.kept]
         inputs += [item.event for item in unseen if isinstance(item.event, CARRIED)]
         until = self.clock() + milliseconds(self.timing.retention)
-        self.agenda["retention", record.workflow_id, record.run] = until
-        run.past_until = max(run.past_until, until)
+        self.agenda["retention", record.workflow_id, -record.run] = until
+        run.past_until, run.begun = max(run.past_until, until), record.token
         run.past[record.run], run.log = run.log, []
         run.update(run=record.run + 1, read=0, status=RunStatus.RUNNING, waiting="", failures=0, reason="")
         self._append(run, RunStarted(payload=end.payload, name=record.name, format=end.format, parent=record.parent))

@@ -56,7 +56,7 @@ def test_awaiting_code_goes_on_with_new_arguments(begin: Begin) -> None:
 
 def test_awaiting_it_is_the_same(begin: Begin) -> None:
     async def code(ctx: AsyncWorkflowContext, month: int) -> None:
-        await ctx.continue_as_new(month + 1)  # type: ignore[misc]  # it never returns, and some will write it so
+        await ctx.continue_as_new(month + 1)
 
     assert CODEC.decode(continuation(begin(code, 1)).payload) == [[2], {}]
 

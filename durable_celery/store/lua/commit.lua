@@ -17,6 +17,8 @@ local function is_repeated()
   if count == 0 or run.token ~= token or (run.owner and run.owner ~= owner) then return false end
   local log, length = log_key(id), run.read or 0
   if is_continuing then
+    -- Two runs may well end in the same way; it is the turn that tells.
+    if run.begun ~= token then return false end
     log = log_key(id, newest(id) - 1)
     length = redis.call('LLEN', log) - 1
   end
@@ -116,7 +118,7 @@ function follow.continue(_, _, kinds, _, text)
   local head = head_of(id)
   run.past = math.max(run.past or 0, NOW + RETENTION)
   redis.call('ZADD', AGENDA, NOW + RETENTION, 'x' .. execution .. ':' .. id)
-  run.run, run.last, run.status, run.waiting = execution + 1, nil, 'running', nil
+  run.run, run.begun, run.last, run.status, run.waiting = execution + 1, token, nil, 'running', nil
   local _, name, parent = string.match(head, '^%d+\n([^\n]*)\n([^\n]*)\n([^\n]*)')
   local started = { e = 'RunStarted', name = name, format = told.format, parent = parent ~= '' and parent or nil }
   redis.call('RPUSH', log_key(id), head)
