@@ -149,8 +149,6 @@ class MemoryStore(Tables):
                 self._follow(run, event)
             if outputs and isinstance(outputs[-1], RunContinued):
                 self._continue(run, outputs[-1], unseen)
-                self._give_back(run)
-                self._wake(run)
                 return self._continued(run)
             if not run.record.status.is_closed:
                 gated = ("timer", lease.workflow_id, 0) in self.agenda

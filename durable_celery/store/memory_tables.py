@@ -191,7 +191,7 @@ class Tables:
             self._forget_step(run, number)
 
     def _continue(self, run: Run, end: RunContinued, unseen: Sequence[Recorded]) -> None:
-        """Set the log aside and begin that of the next run, with the inputs that no code has taken."""
+        """Set the log aside and begin that of the next run, with the inputs that no code has taken; wake it."""
         record = run.record
         self._close(run)
         inputs = [run.log[seq - 1].event for seq in end.kept]
@@ -204,6 +204,8 @@ class Tables:
         self._append(run, RunStarted(payload=end.payload, name=record.name, format=end.format, parent=record.parent))
         for event in inputs:
             self._append(run, event)
+        self._give_back(run)
+        self._wake(run)
 
     # -- open steps --------------------------------------------------------------------------------------------------
 

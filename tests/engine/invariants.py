@@ -11,12 +11,10 @@ from collections.abc import Iterator
 
 from durable_celery.errors import NonDeterminismError
 from durable_celery.events import (
-    CARRIED,
     CancelRequested,
     CommandCancelled,
     Recorded,
     RunCancelled,
-    RunContinued,
     RunFailed,
     RunStarted,
     SignalReceived,
@@ -30,7 +28,7 @@ from durable_celery.policy import RetryPolicy
 from durable_celery.store.protocol import RunStatus
 from durable_celery.testing.world import World
 from durable_celery.workflow import replay
-from tests.store.invariants import check_invariants
+from tests.store.invariants import carried, check_invariants
 
 
 def check(world: World) -> None:
@@ -109,22 +107,11 @@ def signals_enter_once(world: World) -> Iterator[str]:
 
 
 def inputs_of(world: World, name: str) -> Iterator[Recorded]:
-    """Yield the events of all runs of a workflow in the order of time, those that a run got from the one before once.
-
-    What a run must get from the one before it follows from that one's history: what its end names, and what came after
-    the input that ended it.
-    """
-    carried: list[Recorded] = []
+    """Yield the events of all runs of a workflow in the order of time, those that a run got from the one before once."""
+    passed_on = 0
     for history in world.histories(name).values():
-        assert [item.event for item in history[1 : 1 + len(carried)]] == [item.event for item in carried], world.story()
-        yield from [*history[:1], *history[1 + len(carried) :]]
-        end = history[-1].event
-        if isinstance(end, RunContinued):
-            carried = [
-                item
-                for item in history
-                if isinstance(item.event, CARRIED) and (item.seq > end.cause or item.seq in end.kept)
-            ]
+        yield from [*history[:1], *history[1 + passed_on :]]
+        passed_on = len(carried(history))
 
 
 def timers(world: World) -> Iterator[str]:

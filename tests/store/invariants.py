@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from durable_celery.events import (
+    CARRIED,
     CommandCancelled,
     Recorded,
     RunCancelled,
@@ -170,7 +171,7 @@ def check_invariants(store: Store) -> None:
 
 def violations_of(state: Snapshot) -> list[str]:
     """Return all violations of all invariants."""
-    return [*_of_histories(state), *_of_runs(state), *_of_steps(state), *_no_ghosts(state)]
+    return [*_of_histories(state), *_goes_along(state), *_of_runs(state), *_of_steps(state), *_no_ghosts(state)]
 
 
 def _of_histories(state: Snapshot) -> Iterator[str]:
@@ -200,6 +201,29 @@ def _of_histories(state: Snapshot) -> Iterator[str]:
             yield f"I9: {name}: its last event is {events[-1]}, of {state.records[name[0]].run} runs"
         elif name not in state.past and bool(ends) != state.records[name[0]].status.is_closed:
             yield f"I9: {name}: status {state.records[name[0]].status} with terminal events {ends}"
+
+
+def carried(history: list[Recorded]) -> list[Recorded]:
+    """Return the inputs that the next run must have got from this one, by what its history says."""
+    end = history[-1].event
+    if not isinstance(end, RunContinued):
+        return []
+    return [
+        item for item in history if isinstance(item.event, CARRIED) and (item.seq > end.cause or item.seq in end.kept)
+    ]
+
+
+def _goes_along(state: Snapshot) -> Iterator[str]:
+    for (name, run), history in state.past.items():
+        following = state.past.get((name, run + 1), state.histories[name])
+        if run + 1 < state.records[name].run and (name, run + 1) not in state.past:
+            continue
+        wanted = [item.event for item in carried(history)]
+        found = [item.event for item in following[1 : 1 + len(wanted)]]
+        if wanted != found:
+            yield f"I10: run {run} of {name} passes on {wanted}, and the next has {found}"
+        if not isinstance(following[0].event, RunStarted) or following[0].event.payload != history[-1].event.payload:
+            yield f"run {run} of {name} ends with {history[-1].event}, and the next begins with {following[0].event}"
 
 
 def _of_runs(state: Snapshot) -> Iterator[str]:
