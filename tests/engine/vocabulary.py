@@ -166,6 +166,65 @@ def child_abandoned_by_a_cancel(world: World) -> Outcomes:
     return {"w": (CANCELLED, "asked"), "w/1.1": (DONE, 2)}
 
 
+def several_runs(world: World) -> Outcomes:
+    """Each run takes a signal, leaves one for the next, and a step that nobody waits for."""
+    plus, double = arithmetic(world)
+
+    def main(ctx: WorkflowContext, month: int = 1, total: int = 0) -> list[Any]:
+        ctx.start(double, month)
+        total = ctx.step(plus, total) + ctx.wait_signal("payment")
+        if month < 3:
+            ctx.continue_as_new(month + 1, total=total)
+        return [ctx.info.run, month, total]
+
+    world.start(world.flow(main))
+    for number, moment in enumerate((0, 0, 2), 1):
+        world.at(moment, lambda number=number: world.signal("payment", 10 * number, key=f"{number}"))  # type: ignore[misc]
+    return {"w": (DONE, [3, 3, 63])}
+
+
+def several_runs_of_async_code_end_by_a_cancel(world: World) -> Outcomes:
+    plus, _ = arithmetic(world)
+
+    async def main(ctx: AsyncWorkflowContext, month: int = 1) -> None:
+        await ctx.step(plus, month)
+        await ctx.sleep(4)
+        ctx.continue_as_new(month + 1)
+
+    world.start(world.flow(main))
+    world.at(10, world.cancel)
+    return {"w": (CANCELLED, "asked")}
+
+
+def children_of_several_runs(world: World) -> Outcomes:
+    """Children that go on, that are cancelled, and that are waited for, each in another run; one goes on itself."""
+    plus, _ = arithmetic(world)
+
+    def child(ctx: WorkflowContext, seconds: float, more: int = 0) -> Any:
+        ctx.sleep(seconds)
+        if more:
+            ctx.continue_as_new(seconds, more - 1)
+        return ctx.step(plus, ctx.info.run)
+
+    kid = world.flow(child)
+
+    def main(ctx: WorkflowContext, policies: list[str], results: list[int]) -> list[int]:
+        if not policies:
+            return results
+        ctx.options(parent_close=policies[0]).start(kid, 9 if policies[0] == "abandon" else 90)
+        results = [*results, ctx.step(kid, 1, 2)]
+        return ctx.continue_as_new(policies[1:], results)
+
+    world.start(world.flow(main), ["cancel", "abandon"], [])
+    return {
+        "w": (DONE, [4, 4]),
+        "w/1.1": (CANCELLED, "cancelled by its parent w"),
+        "w/1.2": (DONE, 4),
+        "w/2.1": (DONE, 2),
+        "w/2.2": (DONE, 4),
+    }
+
+
 VOCABULARY: tuple[Program, ...] = (
     batch_of_branches,
     batch_that_is_decided,
@@ -176,4 +235,7 @@ VOCABULARY: tuple[Program, ...] = (
     shielded,
     children_left,
     child_abandoned_by_a_cancel,
+    several_runs,
+    several_runs_of_async_code_end_by_a_cancel,
+    children_of_several_runs,
 )

@@ -243,3 +243,11 @@ def test_the_nightly_batch_tolerates_a_few_failures_and_stops_at_too_many() -> N
 
 def test_render_asks_until_the_job_is_done_or_for_too_long() -> None:
     assert run("render.py") == ["sunrise is done, 70 frames", "job of endless withdrawn"]
+
+
+def test_subscription_goes_on_as_a_new_run_each_month_until_its_customer_leaves() -> None:
+    lines = run("subscription.py", MONTH_SECONDS="2")
+
+    assert lines[0] == "after two months:  run 3"
+    assert lines[1] == "at the end:        ann leaves pro in month 5 and has paid 22"
+    assert lines[2].startswith("runs, events each: [6, 6, ")

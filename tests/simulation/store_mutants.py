@@ -365,12 +365,6 @@ _OWNERS = (
 
 _RUNS = (
     Mutant(
-        "what came while a run went on as the next one is left behind",
-        "I10",
-        Tables._continue,
-        "        inputs += [item.event for item in unseen if isinstance(item.event, CARRIED)]\n",
-    ),
-    Mutant(
         "what the old run kept is left behind",
         "I10",
         Tables._continue,
