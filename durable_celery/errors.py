@@ -266,7 +266,7 @@ class WorkflowCancelled(CancelledError):  # noqa: N818 - control flow, no error
 
 
 class Continued(BaseException):
-    """Leaves the code of a run that has called ``continue_as_new``, as a ``return`` would; to catch it changes nothing."""
+    """Leaves the code of a run that continues as a new one, as a ``return`` would; to catch it changes nothing."""
 
 
 class Evicted(BaseException):

@@ -73,7 +73,7 @@ def show(ctx: click.Context, workflow_id: str, *, decode: bool, as_json: bool) -
 @_RUN
 @click.pass_context
 @command
-def history(  # noqa: PLR0913 - one parameter for each option
+def history(
     ctx: click.Context, workflow_id: str, *, run: int | None, payloads: bool, decode: bool, as_json: bool
 ) -> None:
     """Print everything that happened in a run, as a timeline."""

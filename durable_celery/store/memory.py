@@ -409,9 +409,7 @@ class MemoryStore(Tables):
             )
             return replace(run.record, steps=tuple(steps))
 
-    def history(
-        self, workflow_id: str, *, run: int | None = None, after: int = 0, limit: int = 1000
-    ) -> list[Recorded]:
+    def history(self, workflow_id: str, *, run: int | None = None, after: int = 0, limit: int = 1000) -> list[Recorded]:
         """See :meth:`Store.history`."""
         with self.lock:
             found = self.run_table.get(workflow_id)

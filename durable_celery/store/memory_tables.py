@@ -144,8 +144,8 @@ class Tables:
         self.timing, self.clock = timing, clock
         self.lock = RLock()
         self.run_table: dict[str, Run] = {}
-        #: (kind, id, place of a command) -> due. Kinds: run, step, timer, deadline, owner, retention (of all, and of the
-        #: logs of earlier runs by their numbers below 0, so that they go first).
+        #: (kind, id, place of a command) -> due. Kinds: run, step, timer, deadline, owner, retention (of all, and of
+        #: the logs of earlier runs by their numbers below 0, so that they go first).
         self.agenda: dict[tuple[str, str, int], int] = {}
         #: process -> {(workflow_id, place of a step or 0 for the lease)}
         self.held: dict[str, set[tuple[str, int]]] = {}

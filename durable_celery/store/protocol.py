@@ -435,10 +435,11 @@ class Store(Protocol):
         A terminal event closes the run even if inputs came meanwhile: they are too late.
 
         A :class:`RunContinued`, which is the last output, ends the run and begins the next one. What a close drops is
-        dropped. The log is set aside for the retention. A new one begins with a :class:`RunStarted` of the same name and
-        parent and with the payload of the continuation, and goes on with the inputs that it names as ``kept`` and those
-        of the same kinds (``CARRIED``) that came after ``read``, in their order. Keys of inputs stay. The lease is
-        given back whatever ``hold`` says, and the run is woken; the answer has no events, and the length of the old log.
+        dropped. The log is set aside for the retention. A new one begins with a :class:`RunStarted` of the same name
+        and parent and with the payload of the continuation, and goes on with the inputs that it names as ``kept`` and
+        those of the same kinds (``CARRIED``) that came after ``read``, in their order. Keys of inputs stay. The lease
+        is given back whatever ``hold`` says, and the run is woken; the answer has no events, and the length of the old
+        log. One that comes again is known by its token, because two runs may well end in the same way.
 
         A commit that has taken effect and comes again is known by its position and its outputs, and gets its answer
         again. So ``read`` is never less than the length that the last commit of the run returned.
@@ -534,9 +535,7 @@ class Store(Protocol):
         """Return the record of a run with its open steps (client)."""
         ...
 
-    def history(
-        self, workflow_id: str, *, run: int | None = None, after: int = 0, limit: int = 1000
-    ) -> list[Recorded]:
+    def history(self, workflow_id: str, *, run: int | None = None, after: int = 0, limit: int = 1000) -> list[Recorded]:
         """Return up to ``limit`` events after seq ``after``, in order (client, worker).
 
         ``run`` is the newest one if it is not given; of an earlier one there is nothing once its retention is over.

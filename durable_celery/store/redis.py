@@ -328,9 +328,7 @@ class RedisStore:
         record = read_record(answer[0])
         return replace(record, steps=open_steps(answer[1], record.run))
 
-    def history(
-        self, workflow_id: str, *, run: int | None = None, after: int = 0, limit: int = 1000
-    ) -> list[Recorded]:
+    def history(self, workflow_id: str, *, run: int | None = None, after: int = 0, limit: int = 1000) -> list[Recorded]:
         """See :meth:`Store.history`. Read in pages; the log of a run only grows, so they fit together."""
         events: list[Recorded] = []
         run = run or self._newest(workflow_id)

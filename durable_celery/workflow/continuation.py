@@ -1,8 +1,8 @@
 """Going on as a new run: how the code of a run leaves it, and what goes along.
 
-The decision is kept beside the code, so that nothing the code does afterwards can lose it: ``finally`` blocks run as for
-a ``return``, an ``except BaseException`` changes nothing, and only a failure or a cancel on the way out ends the run
-otherwise, as it would on a ``return``.
+The decision is kept beside the code, so that nothing the code does afterwards can lose it: ``finally`` blocks run as
+for a ``return``, an ``except BaseException`` changes nothing, and only a failure or a cancel on the way out ends the
+run otherwise, as it would on a ``return``.
 """
 
 from __future__ import annotations

@@ -107,7 +107,7 @@ def signals_enter_once(world: World) -> Iterator[str]:
 
 
 def inputs_of(world: World, name: str) -> Iterator[Recorded]:
-    """Yield the events of all runs of a workflow in the order of time, those that a run got from the one before once."""
+    """Yield the events of all runs of a workflow in their order, those that a run got from the one before once."""
     passed_on = 0
     for history in world.histories(name).values():
         yield from [*history[:1], *history[1 + passed_on :]]

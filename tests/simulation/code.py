@@ -87,11 +87,13 @@ class Code:
 
     # -- forms -------------------------------------------------------------------------------------------------------
 
-    def blocking(self, ctx: WorkflowContext, tree: Tree, done: list[Any] | None = None) -> Any:  # noqa: C901, PLR0911 - one case for each kind of node
+    def blocking(self, ctx: WorkflowContext, tree: Tree, done: list[Any] | None = None) -> Any:  # noqa: C901, PLR0911, PLR0912 - one case for each kind of node
         match tree:
             case ["lives", part, *parts]:
                 done = [*(done or []), self.blocking(ctx, part)]
                 if parts:
+                    # Nobody waits for it, and it must not ring in the next run.
+                    ctx.timer(1)
                     ctx.continue_as_new([LIVES, *parts], done=done)
                 return done
             case ["child", part, _]:
@@ -150,11 +152,13 @@ class Code:
             case _:
                 return self._start_plain(ctx, tree).result()
 
-    async def awaiting(self, ctx: AsyncWorkflowContext, tree: Tree, done: list[Any] | None = None) -> Any:  # noqa: C901, PLR0911 - as above
+    async def awaiting(self, ctx: AsyncWorkflowContext, tree: Tree, done: list[Any] | None = None) -> Any:  # noqa: C901, PLR0911, PLR0912 - as above
         match tree:
             case ["lives", part, *parts]:
                 done = [*(done or []), await self.awaiting(ctx, part)]
                 if parts:
+                    # Nobody waits for it, and it must not ring in the next run.
+                    ctx.timer(1)
                     ctx.continue_as_new([LIVES, *parts], done=done)
                 return done
             case ["child", part, _]:

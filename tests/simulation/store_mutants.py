@@ -389,12 +389,6 @@ _RUNS = (
         Run.needs,
         "key.run == self.record.run and ",
     ),
-    Mutant(
-        "two runs that end in the same way pass for one",
-        "I5",
-        memory._is_repeated,
-        "if run.begun == lease.token else []",
-    ),
 )
 
 #: All of them.

@@ -193,6 +193,13 @@ def _of_histories(state: Snapshot) -> Iterator[str]:
             yield f"I3: {name}: outcomes {outcomes} of scheduled {scheduled}"
         if max(fired.values(), default=0) > 1:
             yield f"I11: {name}: timers fired twice: {fired}"
+    yield from _of_ends(state)
+
+
+def _of_ends(state: Snapshot) -> Iterator[str]:
+    runs = [((name, state.records[name].run), history) for name, history in state.histories.items()]
+    for name, history in [*runs, *state.past.items()]:
+        events = [item.event for item in history]
         kinds = RunCompleted | RunFailed | RunCancelled | RunContinued
         ends = [n for n, event in enumerate(events, 1) if isinstance(event, kinds)]
         if ends not in ([], [len(events)]):

@@ -110,9 +110,7 @@ def begin(store: Store, *outputs: Event, workflow_id: str = "w") -> None:
     turn(store, *outputs, workflow_id=workflow_id)
 
 
-def claim(
-    store: Store, number: int = 1, owner: str | None = None, workflow_id: str = "w", *, run: int = 1
-) -> Claim:
+def claim(store: Store, number: int = 1, owner: str | None = None, workflow_id: str = "w", *, run: int = 1) -> Claim:
     answer = store.claim(key(number, workflow_id, run), owner or call())
     assert isinstance(answer, Claim), answer
     return answer

@@ -63,6 +63,19 @@ def parent(ctx: WorkflowContext) -> None:
         ctx.step(add, "1", 2)  # pyright: ignore[reportCallIssue]
 
 
+@durable_task
+def again(ctx: WorkflowContext, month: int) -> str:
+    # It never returns, so nothing has to be returned after it.
+    ctx.continue_as_new(month + 1)
+
+
+@durable_task
+async def again_and_again(ctx: AsyncWorkflowContext, month: int) -> str:
+    if ctx.info.continue_as_new_suggested:
+        ctx.continue_as_new(month + ctx.info.history_bytes)
+    return "done"
+
+
 @durable_task(app=app)
 def nothing(ctx: WorkflowContext) -> None: ...
 

@@ -54,13 +54,6 @@ def test_awaiting_code_goes_on_with_new_arguments(begin: Begin) -> None:
     assert CODEC.decode(continuation(run).payload) == [[2], {}]
 
 
-def test_awaiting_it_is_the_same(begin: Begin) -> None:
-    async def code(ctx: AsyncWorkflowContext, month: int) -> None:
-        await ctx.continue_as_new(month + 1)
-
-    assert CODEC.decode(continuation(begin(code, 1)).payload) == [[2], {}]
-
-
 def test_a_replay_of_the_old_run_agrees(begin: Begin) -> None:
     def code(ctx: WorkflowContext) -> None:
         ctx.wait_signal("go")
