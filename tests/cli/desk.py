@@ -38,6 +38,16 @@ def mail(ctx: WorkflowContext) -> None:
     ctx.options(retry=LATER).step(stumble)
 
 
+@durable_task(app=app, name="desk.shift")
+def shift(ctx: WorkflowContext, day: int) -> Any:
+    """One run is one day; the id that it notes is another one in each run."""
+    ctx.step(note, f"day {day}: {ctx.uuid4()}")
+    decision = ctx.wait_signal("decision")
+    if decision != "leave":
+        ctx.continue_as_new(day + 1)
+    return day
+
+
 @durable_task(app=app, name="desk.family")
 def family(ctx: WorkflowContext) -> Any:
     return ctx.step(approval, "for the child")

@@ -11,6 +11,7 @@ import pytest
 
 from durable_celery.events import SignalReceived, history_from_json
 from tests.cli.conftest import Desk
+from tests.waiting import wait_until
 from tests.servers import free_port
 
 
@@ -196,3 +197,40 @@ def _read(descriptor: int) -> bytes:
         return os.read(descriptor, 4096)
     except OSError:  # how Linux says that the other side of a terminal is closed
         return b""
+
+
+@pytest.fixture(scope="module")
+def second_day(desk: Desk) -> str:
+    """Give the id of a workflow in its second run."""
+    workflow_id = desk.start("shift", 1, workflow_id="shift-1", until="signal decision")
+    desk.client.signal(workflow_id, "decision", "go on")
+    wait_until(lambda: desk.client.describe(workflow_id).run == 2, 30)
+    desk.wait(workflow_id, "signal decision")
+    return workflow_id
+
+
+def test_history_of_an_earlier_run_can_be_read(desk: Desk, second_day: str) -> None:
+    newest, earlier = desk.text("history", second_day), desk.text("history", second_day, "--run", "1")
+
+    assert newest.startswith("shift-1, run 2, started ")
+    assert "started  desk.shift(2)" in newest
+    assert earlier.startswith("shift-1, started ")
+    assert earlier.splitlines()[-1].endswith("continued  as run 2 with (2)")
+    assert desk.json("history", second_day)["run"] == 2
+    assert "run" not in desk.json("history", second_day, "--run", "1")
+
+
+def test_run_that_is_not_there_is_said_so(desk: Desk, second_day: str) -> None:
+    done = desk.run("history", second_day, "--run", "3")
+
+    assert (done.returncode, done.stdout) == (3, "")
+    assert "no workflow 'shift-1' with a run 3 in the store" in done.stderr
+    assert desk.run("history", second_day, "--run", "0").returncode == 2
+
+
+def test_show_says_which_run_it_is(desk: Desk, second_day: str) -> None:
+    text = desk.text("show", second_day)
+
+    assert re.search(r"run +2, since \d{4}-\d\d-\d\d", text)
+    assert "desk.shift(2)" in text
+    assert desk.json("show", second_day)["run"] == 2

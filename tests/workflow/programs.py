@@ -24,6 +24,7 @@ from durable_celery.events import (
     CancelRequested,
     Event,
     Output,
+    RunContinued,
     SignalReceived,
     StepCompleted,
     StepFailed,
@@ -53,6 +54,7 @@ LEAVES = (
     "cancel_last",
     "map",
     "poll",
+    "continue",
 )
 BRANCHES = (
     "spawn",
@@ -151,6 +153,11 @@ class Interpreter:
         handles = [self.ctx.start("gathered", index) for index in range(value % 4)]
         results = yield lambda: self.ctx.gather(*handles, return_exceptions=value % 2 == 0)
         self.trace.append([str(result) for result in results])
+
+    def do_continue(self, value: int) -> Calls:
+        # In a branch it is refused, and the program goes on; a third of the rest is left as it is.
+        if value % 3 == 0:
+            yield self.ctx.continue_as_new
 
     def do_map(self, value: int) -> Calls:
         tolerate = [None, 0, Tolerance(percent=40), Tolerance(successes=2)][value % 4]
@@ -368,7 +375,10 @@ def canonical(run: Run) -> list[str]:
         if payload and '"traceback":' in payload:
             form = json.loads(payload)
             payload = json.dumps({**form, "traceback": ""})
-        lines.append(encode(replace(event, cause=ordinal[event.cause], payload=payload)))
+        event = replace(event, cause=ordinal[event.cause], payload=payload)
+        if isinstance(event, RunContinued):
+            event = replace(event, kept=[ordinal[seq] for seq in event.kept])
+        lines.append(encode(event))
     return lines
 
 
