@@ -28,6 +28,7 @@ from durable_celery.events import (
     StepFailed,
     TimerFired,
 )
+from durable_celery.store.limits import ATTEMPT_OVER, SILENT, first_passed, story
 from durable_celery.store.memory_tables import PAGE, Run, Tables, milliseconds
 from durable_celery.store.protocol import (
     Appended,
@@ -52,6 +53,9 @@ from durable_celery.store.protocol import (
 )
 
 __all__ = ["MemoryStore"]
+
+#: Steps that nobody executes: their outcome comes from elsewhere.
+_ELSEWHERE = {StepState.CHILD, StepState.CANCELLING, StepState.WAITING}
 
 
 class MemoryStore(Tables):
@@ -178,7 +182,7 @@ class MemoryStore(Tables):
 
     # -- the life of a step ------------------------------------------------------------------------------------------
 
-    def claim(self, key: StepKey, owner: str) -> Claim | Refused:
+    def claim(self, key: StepKey, owner: str, *, progress: str | None = None) -> Claim | Refused:
         """See :meth:`Store.claim`."""
         with self.lock:
             run = self.run_table.get(key.workflow_id)
@@ -187,12 +191,13 @@ class MemoryStore(Tables):
                 return Refused(reason=Refusal.UNKNOWN)
             if step is None or key.run < run.record.run:
                 return self._refuse_step(run, key.number)
-            if step.state is StepState.CLAIMED and step.owner != owner:
-                if self._is_alive(step.owner):
-                    return Refused(reason=Refusal.HELD)
-                self._free_step(run, key.number)
-            if step.state in {StepState.CHILD, StepState.CANCELLING}:
+            if progress is not None and (refused := self._beat(run, key.number, owner, progress)):
+                return refused
+            is_foreign = step.state is StepState.CLAIMED and step.owner != owner
+            if (is_foreign and self._is_alive(step.owner)) or (progress is None and step.state in _ELSEWHERE):
                 return Refused(reason=Refusal.HELD)
+            if is_foreign:
+                self._free_step(run, key.number)
             if step.state is StepState.PENDING:
                 if step.not_before > self.clock():
                     return Refused(reason=Refusal.EARLY)
@@ -200,6 +205,7 @@ class MemoryStore(Tables):
                 step.state, step.owner, step.attempt = StepState.CLAIMED, owner, step.attempt + 1
                 step.not_before, step.sends = 0, 0
                 self.agenda.pop(("step", key.workflow_id, key.number), None)
+                self._limit(run, key.number, "attempt", "heartbeat", over=("start",))
             return Claim(
                 key=key,
                 token=step.attempt,
@@ -209,7 +215,20 @@ class MemoryStore(Tables):
                 retries=step.retries,
                 scheduled=self._scheduled(run, step),
                 override=step.override,
+                progress=step.progress,
             )
+
+    def _beat(self, run: Run, number: int, owner: str, progress: str) -> Refused | None:
+        """Take a heartbeat; return why it is refused, or None."""
+        step = run.steps[number]
+        if step.state is not StepState.WAITING and (step.state, step.owner) != (StepState.CLAIMED, owner):
+            return Refused(reason=Refusal.LOST)
+        if run.record.status.is_closed:
+            self._forget_step(run, number)
+            return Refused(reason=Refusal.FINISHED)
+        step.progress = progress or step.progress
+        self._limit(run, number, "heartbeat")
+        return None
 
     def finish(
         self,
@@ -243,7 +262,7 @@ class MemoryStore(Tables):
         key: StepKey,
         owner: str,
         *,
-        delay: float,
+        delay: float | None,
         error: str,
         retries: int | None = None,
         override: str | None = None,
@@ -252,14 +271,21 @@ class MemoryStore(Tables):
         with self.lock:
             run = self.run_table.get(key.workflow_id)
             step = run.steps.get(key.number) if run else None
-            if step is None or step.state is not StepState.CLAIMED or step.owner != owner:
+            if run is None or step is None or step.state is not StepState.CLAIMED or step.owner != owner:
                 return False
-            due = self.clock() + milliseconds(delay)
             self._drop(owner, key.workflow_id, key.number)
-            step.state, step.owner, step.sends, step.not_before = StepState.PENDING, None, 0, due
             step.error, step.override = error, override or step.override
             step.retries = step.retries if retries is None else retries
+            if delay is None:
+                step.state, step.owner = StepState.WAITING, None
+                if run.record.status.is_closed:
+                    # Nobody waits for what somebody outside may tell.
+                    self._forget_step(run, key.number)
+                return True
+            due = self.clock() + milliseconds(delay)
+            step.state, step.owner, step.sends, step.not_before = StepState.PENDING, None, 0, due
             self.agenda["step", key.workflow_id, key.number] = due
+            self._limit(run, key.number, over=("attempt", "heartbeat"))
             return True
 
     def settle(self, key: StepKey, *, cancel: bool = False) -> None:
@@ -350,14 +376,19 @@ class MemoryStore(Tables):
 
     def _due_deadline(self, workflow_id: str, number: int) -> RunMessage | None:
         run = self.run_table[workflow_id]
-        seconds = (self._scheduled(run, run.steps[number]).options or {})["timeout"]
-        attempt = run.steps[number].attempt
-        if self._scheduled(run, run.steps[number]).kind == "workflow":
+        step = run.steps[number]
+        scheduled, limits = self._scheduled(run, step), step.limits
+        passed = first_passed(step.ends.items(), self.clock())
+        assert limits is not None and passed is not None  # noqa: S101, PT018 - the alarm stands at one of them
+        if passed == "heartbeat" or (passed == "attempt" and not 0 < limits.tries <= step.attempt):
+            self._free_step(run, number, SILENT if passed == "heartbeat" else ATTEMPT_OVER)
+            return None
+        if scheduled.kind == "workflow":
             self._cancel_step(run, number)
         else:
             self._forget_step(run, number)
-        error = StepTimeoutError(f"the step did not end within its timeout of {seconds:g} s")
-        self._append(run, StepFailed(payload=failure_of(error, Codec()), number=number, attempt=attempt))
+        error = StepTimeoutError(story(passed, limits, scheduled))
+        self._append(run, StepFailed(payload=failure_of(error, Codec()), number=number, attempt=step.attempt))
         return self._wake(run)
 
     def _due_retention(self, workflow_id: str, _: int) -> None:
@@ -383,6 +414,7 @@ class MemoryStore(Tables):
                     owner=step.owner,
                     error=step.error,
                     due_at=step.not_before or None,
+                    progress=step.progress,
                 )
                 for number, step in sorted(run.steps.items())
             )

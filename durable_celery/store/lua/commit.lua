@@ -1,7 +1,7 @@
 -- commit: append the outputs of a turn, with all that follows from them.
 -- ARGV: 2 id, 3 token, 4 owner, 5 read, 6 waiting, 7 hold (0, 1); then five for each output: what follows, number, two
---       more, text of the event. What follows: 'step' and 'child' (timeout in ms or '', the same in seconds),
---       'timer' (due), 'cancel' (target), 'close' (status), '' (nothing).
+--       more, text of the event. What follows: 'step' and 'child' (JSON of the limits or ''), 'timer' (due),
+--       'cancel' (target), 'close' (status), '' (nothing).
 -- Returns: {1, events between read and the outputs, length, held (0, 1), now}; or, if stale, {0, newest token, owner,
 --       read}.
 
@@ -32,17 +32,17 @@ end
 
 local follow = {}
 
-function follow.step(number, seq, timeout, seconds, child)
+function follow.step(number, seq, limits, _, child)
   local step = { seq = seq, state = 'pending', sends = 1, child = child }
-  if timeout ~= '' then
-    step.timeout = seconds
-    redis.call('ZADD', AGENDA, NOW + tonumber(timeout), 'd' .. number .. ':' .. id)
+  if limits ~= '' then
+    step.limits = cjson.decode(limits)
+    limit(id, number, step, { 'whole', 'start' })
   end
   put_step(id, number, step)
   redis.call('ZADD', AGENDA, NOW + wait_after(0), step_member(id, number))
 end
 
-function follow.child(number, seq, timeout, seconds) follow.step(number, seq, timeout, seconds, 1) end
+function follow.child(number, seq, limits) follow.step(number, seq, limits, nil, 1) end
 
 function follow.timer(number, _, due)
   redis.call('HSET', open_key(id), number, 'timer')
@@ -59,8 +59,8 @@ function follow.cancel(_, _, target)
   end
 end
 
--- Timers and deadlines mean nothing to a closed run, and nobody waits for its children. Steps that were not cancelled
--- are still executed; children that are to be cancelled are still told.
+-- Timers and alarms mean nothing to a closed run, and nobody waits for its children, or for what is told from outside.
+-- Steps that were not cancelled are still executed; children that are to be cancelled are still told.
 function follow.close(_, _, status)
   run.status, run.closed, run.waiting = status, NOW, nil
   local created_at = redis.call('ZSCORE', PREFIX .. 'index:open', id)
@@ -76,7 +76,7 @@ function follow.close(_, _, status)
     else
       local step = cjson.decode(text)
       redis.call('ZREM', AGENDA, 'd' .. number .. ':' .. id)
-      if step.state == 'child' then forget_step(id, number, step) end
+      if step.state == 'child' or step.state == 'waiting' then forget_step(id, number, step) end
     end
   end
 end

@@ -9,11 +9,13 @@
 --   held:<process>    set     members that left the agenda because the process has them in hand
 --   run:<id>          string  the record: JSON of what changes
 --   log:<id>          list    0: the head, what never changes; n: event n as '<at> <text>'
---   open:<id>         hash    command number -> JSON of an open step, 'timer', or 'cancelled' (a step of an open run)
+--   open:<id>         hash    command number -> JSON of an open step, 'timer', or 'cancelled' (a step of an open run).
+--                             A step with time limits has them in 'limits' (ms), and in 'ends' when those that run pass
 --   keys:<id>         hash    key of an accepted input -> 1
 --   index:open, index:closed  zset  id -> created_at (ms)
 --
--- Members: 'r:<id>' run message, 's<n>:<id>' step message, 't<n>:<id>' timer, 'd<n>:<id>' deadline, 'x:<id>' retention.
+-- Members: 'r:<id>' run message, 's<n>:<id>' step message, 't<n>:<id>' timer, 'd<n>:<id>' alarm of a step,
+-- 'x:<id>' retention.
 -- An open thing is in exactly one of agenda and held. A run is marked woken while its 'r' is in the agenda.
 --
 -- ARGV[1]: owner_ttl, resend_after, resend_limit, retention in ms, with spaces between. The verb's own follow.
@@ -23,6 +25,8 @@ local AGENDA, OWNERS = KEYS[1], PREFIX .. 'owners'
 local PAGE = 200
 local LOST_STEP = 'the process that ran it was lost'
 local LOST_TURN = 'the process that ran its turn was lost'
+local ATTEMPT_OVER = 'the attempt did not end in time'
+local SILENT = 'the attempt gave no heartbeat in time'
 local CLOSED = { completed = true, failed = true, cancelled = true }
 
 local ttl_text, resend_text, limit_text, retention_text = string.match(ARGV[1], '^(%d+) (%d+) (%d+) (%d+)$')
@@ -89,6 +93,8 @@ local function step_of(id, number)
   return cjson.decode(text)
 end
 
+local function is_closed(run) return CLOSED[run.status] end
+
 local function put_step(id, number, step) redis.call('HSET', open_key(id), number, cjson.encode(step)) end
 
 local function step_member(id, number) return 's' .. number .. ':' .. id end
@@ -97,6 +103,28 @@ local function forget_step(id, number, step)
   redis.call('HDEL', open_key(id), number)
   redis.call('ZREM', AGENDA, step_member(id, number), 'd' .. number .. ':' .. id)
   if step.owner then redis.call('SREM', held_key(step.owner), step_member(id, number)) end
+end
+
+-- Let limits of a step begin anew, or be over, and arm its one alarm at the nearest of those that run. The caller puts
+-- the step.
+local function limit(id, number, step, begun, over)
+  if not step.limits or is_closed(run_of(id)) then return end
+  local ends, nearest = step.ends or {}, nil
+  for _, kind in ipairs(over or {}) do
+    ends[kind] = nil
+  end
+  for _, kind in ipairs(begun) do
+    ends[kind] = step.limits[kind] and NOW + step.limits[kind]
+  end
+  for _, at in pairs(ends) do
+    nearest = math.min(nearest or at, at)
+  end
+  step.ends = ends
+  if nearest then
+    redis.call('ZADD', AGENDA, nearest, 'd' .. number .. ':' .. id)
+  else
+    redis.call('ZREM', AGENDA, 'd' .. number .. ':' .. id)
+  end
 end
 
 -- The workflow wants the step no more. A child run may exist although nobody has said so yet: it is told in any case.
@@ -113,8 +141,6 @@ local function cancel_step(id, number, step)
 end
 
 -- Owners, leases and the wake mark -----------------------------------------------------------------------------------
-
-local function is_closed(run) return CLOSED[run.status] end
 
 local function is_alive(owner)
   local ends = redis.call('ZSCORE', OWNERS, process_of(owner))
@@ -152,10 +178,13 @@ local function free_lease(id)
   arm(id, NOW + wait, 0)
 end
 
-local function free_step(id, number, step)
-  redis.call('SREM', held_key(step.owner), step_member(id, number))
+-- An attempt that took too long was not lost: it failed.
+local function free_step(id, number, step, why)
+  if step.owner then redis.call('SREM', held_key(step.owner), step_member(id, number)) end
   step.state, step.owner, step.sends, step.due = 'pending', nil, 0, nil
-  step.lost, step.error = (step.lost or 0) + 1, LOST_STEP
+  if why ~= ATTEMPT_OVER then step.lost = (step.lost or 0) + 1 end
+  step.error = why or LOST_STEP
+  limit(id, number, step, {}, { 'attempt', 'heartbeat' })
   put_step(id, number, step)
   redis.call('ZADD', AGENDA, NOW, step_member(id, number))
 end
