@@ -15,21 +15,20 @@ from typing import TYPE_CHECKING, Any
 
 from celery import current_task
 
-from durable_celery.codec import Codec, Place
-from durable_celery.errors import CodecError, CompleteLater, PayloadError, StepCancelled, StoreUnavailableError
+from durable_celery.codec import Codec
+from durable_celery.engine.progress import progress_place, progress_text
+from durable_celery.errors import CodecError, CompleteLater, StepCancelled, StoreUnavailableError
 from durable_celery.store.protocol import Refusal
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from durable_celery.engine import Engine
-    from durable_celery.store.protocol import Claim, StepKey
+    from durable_celery.store.protocol import Claim
 
-__all__ = ["Pulse", "StepInfo", "current_step", "sealed_progress"]
+__all__ = ["Pulse", "StepInfo", "current_step"]
 
 _log = logging.getLogger(__name__)
-#: Longest progress, in characters of JSON: it is written again and again, and is no place for results.
-PROGRESS_LIMIT = 10_000
 #: Longest wait between two writes of a task that beats all the time, in seconds. So soon it hears of a cancel.
 INTERVAL = 1.0
 _WHY = {
@@ -132,7 +131,7 @@ class Pulse:
         Raises:
             PayloadError: the progress cannot be saved.
         """
-        text = None if progress is None else _checked(self._engine.codec, progress, self._claim.key)
+        text = None if progress is None else progress_text(self._engine.codec, progress, self._claim.key)
         with self._lock:
             if text is not None:
                 self._text, self._is_written = text, False
@@ -160,7 +159,7 @@ class Pulse:
         claim = self._claim
         if self._text is None and claim.progress is None:
             return None
-        text = self._text or self._engine.codec.open(claim.progress, _place(claim.key))
+        text = self._text or self._engine.codec.open(claim.progress, progress_place(claim.key))
         return Codec().decode(text)
 
     def _write(self) -> None:
@@ -168,7 +167,7 @@ class Pulse:
             return
         text = None if self._is_written else self._text
         try:
-            sealed = self._engine.codec.seal(text, _place(self._claim.key)) if text else ""
+            sealed = self._engine.codec.seal(text, progress_place(self._claim.key)) if text else ""
             self.refusal = self._engine.beat_step(self._claim, sealed)
         except (StoreUnavailableError, CodecError) as error:
             # A step does not fail because its progress cannot be saved: the next heartbeat tries again.
@@ -176,26 +175,3 @@ class Pulse:
         else:
             self._is_written = True
         self._written_at = self._clock()
-
-
-def sealed_progress(codec: Codec, progress: object, key: StepKey) -> str:
-    """Return the progress of a step as it is saved.
-
-    Raises:
-        PayloadError: it has no JSON form, or is too long.
-        CodecError: a codec failed.
-    """
-    return codec.seal(_checked(codec, progress, key), _place(key))
-
-
-def _checked(codec: Codec, progress: object, key: StepKey) -> str:
-    text = codec.dumps(progress, f"the progress of step {key}")
-    if len(text) > PROGRESS_LIMIT:
-        raise PayloadError(
-            f"the progress of step {key} has {len(text)} characters, the limit is {PROGRESS_LIMIT}. Save where to go on"
-        )
-    return text
-
-
-def _place(key: StepKey) -> Place:
-    return Place(key.workflow_id, "progress", key.number, key.run)

@@ -63,9 +63,12 @@ def _unseen_ends(
                 ends[number] = ("task-revoked", {"terminated": False, "signum": None, "expired": False})
             case StepFailed(number=number) if number in steps:
                 error = rebuild(item.event.payload, binding.codec, place_of(item.event, run.workflow_id, run.run))
-                if isinstance(error, _UNSEEN):
+                if isinstance(error, _UNSEEN) or item.event.attempt == 0:
                     words = f"{type(error).__name__}{HIDDEN}" if binding.codec.hides else repr(error)
                     ends[number] = ("task-failed", {"exception": words, "traceback": ""})
+            case StepCompleted(number=number, attempt=0) if number in steps:
+                # Told from outside: the worker that began it has said nothing of its end.
+                ends[number] = ("task-succeeded", {"result": "", "runtime": 0.0})
             case StepCompleted(number=number):
                 ends.pop(number, None)
             case _:
