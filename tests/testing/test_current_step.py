@@ -19,6 +19,7 @@ from durable_celery import (
     RetryAfter,
     StepCancelled,
     StepInfo,
+    StepLostError,
     StepNotOpenError,
     StepTimeoutError,
     WorkflowContext,
@@ -28,7 +29,8 @@ from durable_celery import (
 )
 from durable_celery.errors import InvalidRequestError, PayloadError
 from durable_celery.store.protocol import Refusal, StepState
-from durable_celery.testing import Environment
+from durable_celery.testing import Environment, fails
+from durable_celery.testing.watch import Crash
 
 app = Celery("factory", broker="memory://", set_as_current=False)
 
@@ -69,6 +71,7 @@ def swallow() -> str:
         hand_out.run()
     except Exception:  # noqa: BLE001 - that is the point
         return "swallowed"
+    return "not reached"
 
 
 @app.task
@@ -335,6 +338,45 @@ def test_a_child_takes_its_outcome_from_its_own_end(env: Environment) -> None:
         env.complete_step(f"{handle.id}/1.1")
     env.complete_step(f"{handle.id}/1.1/1.1", "from below")
     assert handle.get() == "from below"
+
+
+# -- at most once ------------------------------------------------------------------------------------------------------
+
+
+@both
+@pytest.mark.parametrize("retry", [None, 5])
+def test_a_step_that_is_not_to_be_repeated_fails_when_its_process_is_lost(
+    env: Environment, flow: Any, retry: int | None
+) -> None:
+    def act(_: Any) -> str:
+        # What stood here is taken for dead, and comes back late.
+        env.system.store.renew([], gone=[env.system.name])
+        env.system.store.sweep()
+        return "late"
+
+    with pytest.raises(StepLostError, match="lost its process and is not repeated") as caught:
+        env.run(flow, save.name, [0], {"at_most_once": True, "retry": retry}, steps={save: act})
+
+    assert len(env.executed(save)) == 1
+    assert "nobody knows whether it took effect" in str(caught.value)
+
+
+def test_a_step_that_is_not_to_be_repeated_is_not_when_its_process_ends_in_the_midst(env: Environment) -> None:
+    def act(_: Any) -> None:
+        raise Crash
+
+    with pytest.raises(StepLostError, match="was ended by Crash and is not repeated"):
+        env.run(blocking, save.name, [0], {"at_most_once": True, "retry": 5}, steps={save: act})
+
+    assert len(env.executed(save)) == 1
+
+
+@both
+def test_an_error_that_was_raised_may_be_tried_again(env: Environment, flow: Any) -> None:
+    steps = {save: fails(2).then("done")}
+
+    assert env.run(flow, save.name, [0], {"at_most_once": True, "retry": 3}, steps=steps) == "done"
+    assert len(env.executed(save)) == 3
 
 
 # -- options -----------------------------------------------------------------------------------------------------------
