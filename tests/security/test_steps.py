@@ -18,7 +18,7 @@ from durable_celery.workflow import WorkflowContext
 
 CODEC = Codec(chain=[AesGcm({"k1": os.urandom(32)})])
 KEY = StepKey(workflow_id="w", run=1, number=1)
-SECRET = "the account is 4711"
+SECRET = "the account is 4711"  # noqa: S105 - none
 
 
 class NoKey:

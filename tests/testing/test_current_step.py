@@ -28,6 +28,7 @@ from durable_celery import (
     durable_task,
 )
 from durable_celery.errors import InvalidRequestError, PayloadError
+from durable_celery.rows import unseen_ends
 from durable_celery.store.protocol import Refusal, StepState
 from durable_celery.testing import Environment, fails
 from durable_celery.testing.watch import Crash
@@ -223,6 +224,19 @@ def test_a_step_may_fail_from_outside_whatever_its_policy(env: Environment, flow
         handle.get()
     assert f"in step {hand_out.name} ({handle.id}/1.1), told from outside" in str(caught.value.__cause__)
     assert "told from outside" in env.history(handle)
+
+
+def test_rows_of_monitors_are_closed_where_the_outcome_came_from_outside(env: Environment) -> None:
+    ends = []
+    for give in (env.complete_step, env.fail_step):
+        handle = env.start(blocking, hand_out.name, [], {})
+        give(f"{handle.id}/1.1", "so it is")
+        ends += unseen_ends(env.system.binding, handle.describe(), handle.history())
+
+    assert [(step.task, kind) for step, kind, _ in ends] == [
+        (hand_out.name, "task-succeeded"),
+        (hand_out.name, "task-failed"),
+    ]
 
 
 def test_an_exception_may_be_given(env: Environment) -> None:

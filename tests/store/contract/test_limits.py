@@ -9,7 +9,7 @@ import pytest
 
 from durable_celery.events import StepFailed
 from durable_celery.policy import RetryPolicy
-from durable_celery.store.protocol import Refusal, StepState, Store
+from durable_celery.store.protocol import Refusal, StepMessage, StepState, Store
 from tests.store.backends import Backend
 from tests.store.invariants import snapshot
 from tests.store.moves import (
@@ -250,7 +250,7 @@ def test_child_has_the_limit_of_the_whole(backend: Backend) -> None:
     messages = store.sweep().messages + store.sweep().messages
 
     assert failure(store) == "the step did not end within its timeout of 5 s"
-    assert [message.cancel for message in messages if hasattr(message, "cancel")] == [True]
+    assert [message.cancel for message in messages if isinstance(message, StepMessage)] == [True]
 
 
 def test_outcome_that_comes_before_the_alarm_stands(backend: Backend) -> None:
