@@ -19,7 +19,8 @@ from celery.exceptions import TimeoutError as CeleryTimeoutError
 from celery.result import AsyncResult, assert_will_not_block
 
 from durable_celery.codec import Place, check_id, check_name, place_of, rebuild
-from durable_celery.errors import PayloadError, WorkflowClosedError, WorkflowNotFoundError
+from durable_celery.engine.outside import Outside
+from durable_celery.errors import ExternalError, PayloadError, WorkflowClosedError, WorkflowNotFoundError
 from durable_celery.events import CancelRequested, RunCancelled, RunCompleted, SignalReceived
 from durable_celery.store.protocol import RunStatus
 
@@ -104,6 +105,48 @@ class Client:
             if error.status != RunStatus.CANCELLED:
                 raise
 
+    def complete_step(self, token: str, result: object = None) -> None:
+        """Give the result of a step that leaves its outcome to others (``raise current_step().complete_later()``).
+
+        A step has exactly one outcome. It may be given as soon as an attempt has begun; giving the same result again is
+        harmless.
+
+        Args:
+            token: the step's idempotency key, ``current_step().key``. It is no secret: check who calls.
+            result: what the step returns to its workflow.
+
+        Raises:
+            InvalidRequestError: this can be no token.
+            WorkflowNotFoundError: there is no such run.
+            StepNotOpenError: the step has another outcome, was cancelled, or never began.
+            PayloadError: the result cannot be recorded; nothing was written.
+        """
+        Outside(self.engine).complete(token, result)
+
+    def fail_step(self, token: str, error: BaseException | str) -> None:
+        """Let a step fail from outside, for good, whatever its retry policy says; else as :meth:`complete_step`.
+
+        Args:
+            token: the step's idempotency key.
+            error: what is raised in the workflow; a text makes an :class:`ExternalError`.
+        """
+        Outside(self.engine).fail(token, ExternalError(error) if isinstance(error, str) else error)
+
+    def heartbeat_step(self, token: str, progress: object = None) -> bool:
+        """Say that somebody still works at a step that waits, which starts its ``heartbeat_timeout`` anew.
+
+        Args:
+            token: the step's idempotency key.
+            progress: what a next attempt finds in ``current_step().progress``; None leaves what is there.
+
+        Returns:
+            Whether it was taken. An attempt that still runs, or is about to, gives its own heartbeats.
+
+        Raises:
+            InvalidRequestError, WorkflowNotFoundError, StepNotOpenError, PayloadError: as for :meth:`complete_step`.
+        """
+        return Outside(self.engine).beat(token, progress)
+
     def describe(self, workflow_id: str) -> RunRecord:
         """Return the state of a run with its open steps.
 
@@ -121,7 +164,14 @@ class Client:
         steps = []
         for step in record.steps:
             place = Place(record.workflow_id, "error", step.number, record.run)
-            steps.append(replace(step, error=step.error and self.codec.legible(step.error, place)))
+            saved = replace(place, kind="progress")
+            steps.append(
+                replace(
+                    step,
+                    error=step.error and self.codec.legible(step.error, place),
+                    progress=step.progress and self.codec.legible(step.progress, saved),
+                )
+            )
         return replace(record, reason=reason, steps=tuple(steps))
 
     def history(self, workflow_id: str, run: int | None = None) -> list[Recorded]:

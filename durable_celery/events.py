@@ -85,6 +85,7 @@ class StepCompleted(Event):
     """Input: a step returned. Payload: its result."""
 
     number: int
+    #: Which attempt it was; 0 where somebody outside told the outcome.
     attempt: int = 1
 
 
@@ -93,6 +94,7 @@ class StepFailed(Event):
     """Input: a step failed for good. Payload: the failure (see ``codec.Failure``)."""
 
     number: int
+    #: As for :class:`StepCompleted`.
     attempt: int = 1
 
 
@@ -135,7 +137,8 @@ class StepScheduled(Output):
     #: Digest of the arguments, see ``codec.digest``.
     digest: str
     kind: Literal["task", "workflow"] = "task"
-    #: Options of the call: ``queue``, ``priority``, ``timeout`` (seconds), ``retry`` (RetryPolicy), ``label``.
+    #: Options of the call: ``queue``, ``priority``, ``retry`` (RetryPolicy), ``at_most_once``, ``label``, and in
+    #: seconds ``timeout``, ``start_timeout``, ``attempt_timeout``, ``heartbeat_timeout``.
     options: Mapping[str, Any] | None = None
 
 

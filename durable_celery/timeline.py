@@ -186,8 +186,8 @@ class _Teller:
                 return what, f"{name} not wanted any more".strip()
             case _:
                 notes = [f"after {duration((item.at - began) / 1000)}"]
-                if event.attempt > 1:
-                    notes.append(f"attempt {event.attempt}")
+                if event.attempt != 1:
+                    notes.append(f"attempt {event.attempt}" if event.attempt else "told from outside")
                 return what, f"{name} {self._outcome(event)}  ({', '.join(notes)})"
 
     def _outcome(self, event: Event) -> str:

@@ -24,6 +24,7 @@ from durable_celery import (
     current_step,
     durable_task,
 )
+from tests import long_steps
 
 #: How long a task waits for a test to release it, in seconds.
 HOLD_LIMIT = 60.0
@@ -43,6 +44,7 @@ def make_app(config: Mapping[str, Any]) -> Celery:
     app.task(name="unsteady", shared=False)(unsteady)
     for workflow in (sequence, rounds, fan_out, nap, approval, guarded, local, retrying, held, poisoned, held_local):
         durable_task(name=workflow.__name__, app=app, shared=False)(workflow)
+    long_steps.register(app, note)
     durable_task(name="asequence", app=app, shared=False)(asequence)
     app.finalize()
     return app

@@ -48,8 +48,8 @@ class Place:
     """One place of one run."""
 
     workflow_id: str
-    #: ``start``, ``call`` (a step's arguments), ``override`` (those of a retry), ``outcome`` (of a step), ``end``,
-    #: ``signal``, ``cancel``, ``error`` (of an attempt) or ``reason`` (why a run is blocked).
+    #: ``start``, ``call`` (a step's arguments), ``override`` (those of a retry), ``progress`` and ``outcome`` (of a
+    #: step), ``end``, ``signal``, ``cancel``, ``error`` (of an attempt) or ``reason`` (why a run is blocked).
     kind: str
     #: Number of the command, or 0.
     number: int = 0

@@ -29,6 +29,7 @@ from durable_celery.events import (
     StepFailed,
     TimerFired,
 )
+from durable_celery.store.limits import ATTEMPT_OVER, SILENT, first_passed, story
 from durable_celery.store.memory_tables import PAGE, Run, Tables, key_of, milliseconds, place_of
 from durable_celery.store.protocol import (
     Appended,
@@ -53,6 +54,9 @@ from durable_celery.store.protocol import (
 )
 
 __all__ = ["MemoryStore"]
+
+#: Steps that nobody executes: their outcome comes from elsewhere.
+_ELSEWHERE = {StepState.CHILD, StepState.CANCELLING, StepState.WAITING}
 
 
 class MemoryStore(Tables):
@@ -190,7 +194,7 @@ class MemoryStore(Tables):
 
     # -- the life of a step ------------------------------------------------------------------------------------------
 
-    def claim(self, key: StepKey, owner: str) -> Claim | Refused:
+    def claim(self, key: StepKey, owner: str, *, progress: str | None = None) -> Claim | Refused:
         """See :meth:`Store.claim`."""
         with self.lock:
             run = self.run_table.get(key.workflow_id)
@@ -200,12 +204,13 @@ class MemoryStore(Tables):
                 return Refused(reason=Refusal.UNKNOWN)
             if step is None:
                 return self._refuse_step(run, key)
-            if step.state is StepState.CLAIMED and step.owner != owner:
-                if self._is_alive(step.owner):
-                    return Refused(reason=Refusal.HELD)
-                self._free_step(run, place)
-            if step.state in {StepState.CHILD, StepState.CANCELLING}:
+            if progress is not None and (refused := self._beat(run, key, owner, progress)):
+                return refused
+            is_foreign = step.state is StepState.CLAIMED and step.owner != owner
+            if (is_foreign and self._is_alive(step.owner)) or (progress is None and step.state in _ELSEWHERE):
                 return Refused(reason=Refusal.HELD)
+            if is_foreign:
+                self._free_step(run, place)
             if step.state is StepState.PENDING:
                 if step.not_before > self.clock():
                     return Refused(reason=Refusal.EARLY)
@@ -213,6 +218,7 @@ class MemoryStore(Tables):
                 step.state, step.owner, step.attempt = StepState.CLAIMED, owner, step.attempt + 1
                 step.not_before, step.sends = 0, 0
                 self.agenda.pop(("step", key.workflow_id, place), None)
+                self._limit(run, place, "attempt", "heartbeat", over=("start",))
             return Claim(
                 key=key,
                 token=step.attempt,
@@ -222,7 +228,23 @@ class MemoryStore(Tables):
                 retries=step.retries,
                 scheduled=step.scheduled,
                 override=step.override,
+                progress=step.progress,
             )
+
+    def _beat(self, run: Run, key: StepKey, owner: str, progress: str) -> Refused | None:
+        """Take a heartbeat; return why it is refused, or None."""
+        place = place_of(key)
+        step = run.steps[place]
+        is_its_own = step.state is StepState.WAITING or (step.state, step.owner) == (StepState.CLAIMED, owner)
+        if not run.needs(key):
+            if is_its_own:
+                self._forget_step(run, place)
+            return Refused(reason=Refusal.FINISHED)
+        if not is_its_own:
+            return Refused(reason=Refusal.LOST)
+        step.progress = progress or step.progress
+        self._limit(run, place, "heartbeat")
+        return None
 
     def finish(
         self,
@@ -256,7 +278,7 @@ class MemoryStore(Tables):
         key: StepKey,
         owner: str,
         *,
-        delay: float,
+        delay: float | None,
         error: str,
         retries: int | None = None,
         override: str | None = None,
@@ -266,14 +288,21 @@ class MemoryStore(Tables):
             run = self.run_table.get(key.workflow_id)
             place = place_of(key)
             step = run.steps.get(place) if run else None
-            if step is None or step.state is not StepState.CLAIMED or step.owner != owner:
+            if run is None or step is None or step.state is not StepState.CLAIMED or step.owner != owner:
                 return False
-            due = self.clock() + milliseconds(delay)
             self._drop(owner, key.workflow_id, place)
-            step.state, step.owner, step.sends, step.not_before = StepState.PENDING, None, 0, due
             step.error, step.override = error, override or step.override
             step.retries = step.retries if retries is None else retries
+            if delay is None:
+                step.state, step.owner = StepState.WAITING, None
+                if not run.needs(key):
+                    # Nobody waits for what somebody outside may tell.
+                    self._forget_step(run, place)
+                return True
+            due = self.clock() + milliseconds(delay)
+            step.state, step.owner, step.sends, step.not_before = StepState.PENDING, None, 0, due
             self.agenda["step", key.workflow_id, place] = due
+            self._limit(run, place, over=("attempt", "heartbeat"))
             return True
 
     def settle(self, key: StepKey, *, cancel: bool = False) -> None:
@@ -366,13 +395,16 @@ class MemoryStore(Tables):
     def _due_deadline(self, workflow_id: str, number: int) -> RunMessage | None:
         run = self.run_table[workflow_id]
         step = run.steps[number]
-        seconds = (step.scheduled.options or {})["timeout"]
+        passed, limits = first_passed(step.ends.items(), self.clock()), step.limits
+        assert limits is not None and passed is not None  # noqa: S101, PT018 - the alarm stands at one of them
+        if passed == "heartbeat" or (passed == "attempt" and not 0 < limits.tries <= step.attempt):
+            self._free_step(run, number, SILENT if passed == "heartbeat" else ATTEMPT_OVER)
+            return None
         if step.scheduled.kind == "workflow":
             self._cancel_step(run, number)
         else:
             self._forget_step(run, number)
-        error = StepTimeoutError(f"the step did not end within its timeout of {seconds:g} s")
-        name = key_of(workflow_id, number).number
+        error, name = StepTimeoutError(story(passed, limits, step.scheduled)), key_of(workflow_id, number).number
         self._append(run, StepFailed(payload=failure_of(error, Codec()), number=name, attempt=step.attempt))
         return self._wake(run)
 
@@ -403,6 +435,7 @@ class MemoryStore(Tables):
                     owner=step.owner,
                     error=step.error,
                     due_at=step.not_before or None,
+                    progress=step.progress,
                 )
                 for place, step in sorted(run.steps.items())
                 if place >= run.place(0)

@@ -28,6 +28,7 @@ from durable_celery.events import (
     StepScheduled,
     TimerStarted,
 )
+from durable_celery.store.limits import ATTEMPT_OVER, Limits
 from durable_celery.store.protocol import (
     Lease,
     Refusal,
@@ -87,6 +88,11 @@ class OpenStep:
     not_before: int = 0
     #: How often its message was sent since something last happened to it.
     sends: int = 1
+    #: What the last heartbeat saved.
+    progress: str | None = None
+    limits: Limits | None = None
+    #: Limit -> when it passes (ms since 1970): those that run now.
+    ends: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -162,10 +168,9 @@ class Tables:
         match event:
             case StepScheduled():
                 number = run.place(event.number)
-                run.steps[number] = OpenStep(scheduled=event)
+                run.steps[number] = OpenStep(scheduled=event, limits=Limits.of(event.options))
                 self.agenda["step", workflow_id, number] = now + self._wait(0)
-                if timeout := (event.options or {}).get("timeout"):
-                    self.agenda["deadline", workflow_id, number] = now + milliseconds(timeout)
+                self._limit(run, number, "whole", "start")
             case TimerStarted(due_at=due_at):
                 self.agenda["timer", workflow_id, run.place(event.number)] = due_at
             case CommandCancelled():
@@ -179,7 +184,7 @@ class Tables:
                 pass
 
     def _close(self, run: Run) -> None:
-        """Drop what means nothing to a closed run: timers, deadlines, children's ends.
+        """Drop what means nothing to a closed run: timers, deadlines, outcomes that come from children or outside.
 
         Steps that were not cancelled are still executed; children that are to be cancelled are still told.
         """
@@ -187,7 +192,8 @@ class Tables:
             if kind in {"timer", "deadline"} and name == run.record.workflow_id:
                 del self.agenda[kind, name, number]
         run.cancelled.clear()
-        for number in [number for number, step in run.steps.items() if step.state is StepState.CHILD]:
+        told_outside = {StepState.CHILD, StepState.WAITING}
+        for number in [number for number, step in run.steps.items() if step.state in told_outside]:
             self._forget_step(run, number)
 
     def _continue(self, run: Run, end: RunContinued, unseen: Sequence[Recorded]) -> None:
@@ -208,6 +214,24 @@ class Tables:
         self._wake(run)
 
     # -- open steps --------------------------------------------------------------------------------------------------
+
+    def _limit(self, run: Run, number: int, *begun: str, over: tuple[str, ...] = ()) -> None:
+        """Let limits of a step begin anew, or be over, and arm its one alarm at the nearest of those that run.
+
+        Where nobody waits for its outcome it has no limits any more: its alarm went with its run.
+        """
+        step, entry = run.steps[number], ("deadline", run.record.workflow_id, number)
+        if step.limits is None or not run.needs(key_of(run.record.workflow_id, number)):
+            return
+        for kind in over:
+            step.ends.pop(kind, None)
+        for kind in begun:
+            if (limit := getattr(step.limits, kind)) is not None:
+                step.ends[kind] = self.clock() + limit
+        if step.ends:
+            self.agenda[entry] = min(step.ends.values())
+        else:
+            self.agenda.pop(entry, None)
 
     def _cancel_step(self, run: Run, number: int) -> None:
         step = run.steps.get(number)
@@ -319,13 +343,16 @@ class Tables:
             else:
                 self._free_lease(run)
 
-    def _free_step(self, run: Run, number: int) -> None:
+    def _free_step(self, run: Run, number: int, error: str = "the process that ran it was lost") -> None:
         step = run.steps[number]
         if step.owner:
             self._drop(step.owner, run.record.workflow_id, number)
         step.state, step.owner, step.sends, step.not_before = StepState.PENDING, None, 0, 0
-        step.lost, step.error = step.lost + 1, "the process that ran it was lost"
+        step.error = error
+        if error != ATTEMPT_OVER:
+            step.lost = step.lost + 1
         self.agenda["step", run.record.workflow_id, number] = self.clock()
+        self._limit(run, number, over=("attempt", "heartbeat"))
 
     def _free_lease(self, run: Run) -> None:
         self._give_back(run)

@@ -56,6 +56,7 @@ from durable_celery.errors import (
     WorkflowNotFoundError,
 )
 from durable_celery.events import Event, Recorded, RunStarted, StepCompleted, StepFailed, encode
+from durable_celery.store.limits import STORIES
 from durable_celery.store.protocol import (
     Appended,
     Claim,
@@ -152,8 +153,7 @@ class RedisStore:
     def _setup(self, server: _Server, timing: Timing) -> None:
         self._server, self.timing = server, timing
         self._first_shard = 0
-        error = StepTimeoutError("the step did not end within its timeout of @TIMEOUT@ s")
-        self._timeout_failure = failure_of(error, Codec())
+        self._overdue = failure_of(StepTimeoutError("@STORY@"), Codec()), json.dumps(STORIES)
 
     # -- the life of a run -------------------------------------------------------------------------------------------
 
@@ -224,12 +224,13 @@ class RedisStore:
 
     # -- the life of a step ------------------------------------------------------------------------------------------
 
-    def claim(self, key: StepKey, owner: str) -> Claim | Refused:
+    def claim(self, key: StepKey, owner: str, *, progress: str | None = None) -> Claim | Refused:
         """See :meth:`Store.claim`."""
-        kind, *answer = self._verb("claim", key.workflow_id, key.run, key.number, owner)
+        beat = [] if progress is None else [progress]
+        kind, *answer = self._verb("claim", key.workflow_id, key.run, key.number, owner, *beat)
         if kind == "refused":
             return Refused(reason=Refusal(answer[0]), message=_run_message(answer[1]))
-        attempt, lost, retries, line, override = answer
+        attempt, lost, retries, line, override, saved = answer
         return Claim(
             key=key,
             token=attempt,
@@ -239,6 +240,7 @@ class RedisStore:
             retries=retries,
             scheduled=scheduled_step(line),
             override=override,
+            progress=saved,
         )
 
     def finish(
@@ -272,13 +274,14 @@ class RedisStore:
         key: StepKey,
         owner: str,
         *,
-        delay: float,
+        delay: float | None,
         error: str,
         retries: int | None = None,
         override: str | None = None,
     ) -> bool:
         """See :meth:`Store.postpone`."""
-        words = (owner, milliseconds(delay), printable(error), "" if retries is None else retries, override or "")
+        wait = "" if delay is None else milliseconds(delay)
+        words = (owner, wait, printable(error), "" if retries is None else retries, override or "")
         return bool(self._verb("postpone", key.workflow_id, key.run, key.number, *words))
 
     def settle(self, key: StepKey, *, cancel: bool = False) -> None:
@@ -305,7 +308,7 @@ class RedisStore:
             if room <= 0:
                 waits.append(0)
                 break
-            sent, settled, _, wait = self._server.script("sweep", shard, room, self._timeout_failure)
+            sent, settled, _, wait = self._server.script("sweep", shard, room, *self._overdue)
             messages += map(read_message, sent)
             for kind, number in zip(settled[::2], settled[1::2], strict=True):
                 counts[kind] = counts.get(kind, 0) + number

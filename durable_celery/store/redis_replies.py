@@ -24,6 +24,7 @@ from durable_celery.events import (
     decode,
     encode,
 )
+from durable_celery.store.limits import Limits
 from durable_celery.store.protocol import (
     Lease,
     PendingStep,
@@ -173,6 +174,7 @@ def _open_step(number: int, entry: dict[str, Any]) -> PendingStep:
         owner=entry.get("owner"),
         error=entry.get("error"),
         due_at=entry.get("due"),
+        progress=entry.get("progress"),
     )
 
 
@@ -198,9 +200,9 @@ def _follows(event: Event) -> tuple[str, int, str | int, str]:
     number: int = getattr(event, "number", 0)
     match event:
         case StepScheduled(kind=kind, options=options):
-            timeout = (options or {}).get("timeout")
+            limits = Limits.of(options)
             word = "child" if kind == "workflow" else "step"
-            return (word, number, milliseconds(timeout), f"{timeout:g}") if timeout else (word, number, "", "")
+            return word, number, json.dumps(limits.to_json(), separators=(",", ":")) if limits else "", ""
         case TimerStarted(due_at=due_at):
             return "timer", number, due_at, ""
         case CommandCancelled(target=target):

@@ -17,13 +17,22 @@ from durable_celery.codec import Codec, Place, place_of
 from durable_celery.engine import Ending, Engine, Patience
 from durable_celery.engine.starting import start_run
 from durable_celery.errors import (
+    CompleteLater,
     DurableError,
+    StepCancelled,
     StoreUnavailableError,
     WorkflowClosedError,
     WorkflowCodeError,
     WorkflowNotFoundError,
 )
-from durable_celery.events import CancelRequested, Recorded, RunCompleted, SignalReceived, TerminalEvent
+from durable_celery.events import (
+    CancelRequested,
+    Recorded,
+    RunCompleted,
+    SignalReceived,
+    StepCompleted,
+    TerminalEvent,
+)
 from durable_celery.store.memory import MemoryStore
 from durable_celery.store.protocol import (
     Claim,
@@ -33,6 +42,7 @@ from durable_celery.store.protocol import (
     RunRecord,
     RunStatus,
     Started,
+    StepKey,
     StepMessage,
     Store,
     Timing,
@@ -117,6 +127,10 @@ class Process:
         world.running = self
         try:
             result = world.tasks[message.scheduled.task](*args, **kwargs)
+        except CompleteLater:
+            self.engine.postpone_step(claim, delay=None, error="")
+        except StepCancelled:
+            pass  # its heartbeat found the claim gone
         except Exception as error:  # noqa: BLE001 - as the worker does
             self.engine.fail_step(claim, error, go_on=world.go_on)
         else:
@@ -237,6 +251,12 @@ class World:
             self._signal_keys.add((id, chosen))
             self.signals.append((id, name, value))
         self._publish(answer.message)
+
+    def complete(self, key: StepKey, result: Any) -> None:
+        """Tell a step's result from outside; whether it is still wanted is up to the store."""
+        payload = self.codec.encode(result, "result", Place(key.workflow_id, "outcome", key.number, key.run))
+        outcome = StepCompleted(number=key.number, attempt=0, payload=payload)
+        self._publish(self._insist(lambda: self.client.finish(key, outcome, token=None)).message)
 
     def cancel(self, id: str = "w") -> None:  # noqa: A002
         """Ask a run to stop."""

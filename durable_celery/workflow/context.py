@@ -60,11 +60,15 @@ class Context:
         self._parent = parent
         self._options = options or CallOptions()
 
-    def options(
+    def options(  # noqa: PLR0913 - the vocabulary of a call
         self,
         *,
         retry: RetryPolicy | int | None = None,
         timeout: timedelta | float | None = None,
+        start_timeout: timedelta | float | None = None,
+        attempt_timeout: timedelta | float | None = None,
+        heartbeat_timeout: timedelta | float | None = None,
+        at_most_once: bool | None = None,
         queue: str | None = None,
         priority: int | None = None,
         name: str | None = None,
@@ -75,6 +79,12 @@ class Context:
         Args:
             retry: how a step that raised is tried again; a number is the attempts in all.
             timeout: how long a step may take from being scheduled to its outcome, in seconds or as a timedelta.
+            start_timeout: how long a step may wait for the begin of its first attempt.
+            attempt_timeout: how long one attempt may take; after that it is ended, and is tried again if ``retry``
+                has an attempt left.
+            heartbeat_timeout: how long an attempt may go without ``current_step().heartbeat()``; after that it is taken
+                for lost, as if its process had died.
+            at_most_once: an attempt whose process was lost is not repeated, the step fails with ``StepLostError``.
             queue: the Celery queue of a step, in place of its route.
             priority: the priority of a step's message.
             name: what people see in place of the task's name; the recorded name of a local step.
@@ -85,7 +95,16 @@ class Context:
             InvalidRequestError: a value cannot be meant.
         """
         chosen = self._options.with_(
-            retry=retry, timeout=timeout, queue=queue, priority=priority, name=name, parent_close=parent_close
+            retry=retry,
+            timeout=timeout,
+            start_timeout=start_timeout,
+            attempt_timeout=attempt_timeout,
+            heartbeat_timeout=heartbeat_timeout,
+            at_most_once=at_most_once,
+            queue=queue,
+            priority=priority,
+            name=name,
+            parent_close=parent_close,
         )
         return type(self)(self._machine, started_at=self._started_at, parent=self._parent, options=chosen)
 

@@ -187,6 +187,8 @@ class Machine:
         if not self.journal.holds(command):
             # A recorded call stays good when a deploy changes the task's signature.
             check_arguments(task, args, kwargs)
+            if kind == "workflow":
+                options.check_child()
         self.issue(command)
         key = f"{self.workflow_id}/{self.run}.{number}"
         handle: StepHandle[Any] = StepHandle(
@@ -348,7 +350,8 @@ class Machine:
         handle = self._steps.pop(event.number, None)
         if handle is not None:
             error = rebuild(event.payload, self.codec, self.place("outcome", event.number))
-            error.add_note(f"in step {handle.task} ({handle.key}), attempt {event.attempt}")
+            told = f"attempt {event.attempt}" if event.attempt else "told from outside"
+            error.add_note(f"in step {handle.task} ({handle.key}), {told}")
             handle.fail(error)
 
     def fire_timer(self, event: TimerFired) -> None:

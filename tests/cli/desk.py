@@ -7,7 +7,7 @@ from typing import Any
 
 from celery import Celery
 
-from durable_celery import RetryPolicy, WorkflowContext, durable_task
+from durable_celery import RetryPolicy, WorkflowContext, current_step, durable_task
 
 app = Celery("desk", broker=os.environ["DESK_BROKER"], set_as_current=False)
 app.conf.update(task_ignore_result=True, broker_connection_retry_on_startup=True)
@@ -31,6 +31,18 @@ def approval(ctx: WorkflowContext, text: str) -> Any:
     noted = ctx.step(note, text)
     decision = ctx.wait_signal("decision")
     return [noted, decision]
+
+
+@app.task(name="desk.ask")
+def ask() -> None:
+    step = current_step()
+    assert step is not None
+    raise step.complete_later()
+
+
+@durable_task(app=app, name="desk.asked")
+def asked(ctx: WorkflowContext) -> Any:
+    return ctx.step(ask)
 
 
 @durable_task(app=app, name="desk.mail")

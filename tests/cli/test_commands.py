@@ -11,8 +11,8 @@ import pytest
 
 from durable_celery.events import SignalReceived, history_from_json
 from tests.cli.conftest import Desk
-from tests.waiting import wait_until
 from tests.servers import free_port
+from tests.waiting import wait_until
 
 
 @pytest.fixture(scope="module")
@@ -117,6 +117,22 @@ def test_cancel_ends_a_run_and_keeps_the_reason(desk: Desk) -> None:
     assert (closed.returncode, closed.stderr) == (4, "Error: workflow 'car-1' is already cancelled\n")
 
 
+def test_a_step_is_completed_or_failed_by_its_token(desk: Desk) -> None:
+    for number, words in enumerate((["complete", '{"paid": 12}'], ["fail", "declined"]), 1):
+        name = desk.start("asked", workflow_id=f"asked-{number}", until="step desk.ask (1)")
+        token = f"{name}/1.1"
+        wait_until(lambda: "waiting" in desk.text("show", name), 30, f"{name} to wait")  # noqa: B023 - called here
+        assert "of step" in desk.text(words[0], token, *words[1:])
+        desk.wait(name, ("completed", "failed")[number - 1])
+
+        again = desk.run("complete", token, "7")
+        assert again.returncode == 4
+        assert f"step {token} takes no outcome from outside" in again.stderr
+
+    assert '"paid": 12' in desk.text("show", "asked-1", "--json") or "{'paid': 12}" in desk.text("show", "asked-1")
+    assert "ExternalError: declined" in desk.text("history", "asked-2")
+
+
 def test_blocked_run_shows_the_whole_story_of_the_mismatch(desk: Desk) -> None:
     workflow_id = desk.start("upgraded", workflow_id="upgrade-1", until="signal decision")
     desk.worker.stop()
@@ -144,6 +160,10 @@ def test_blocked_run_shows_the_whole_story_of_the_mismatch(desk: Desk) -> None:
         (["show", "no body"], 2, "cannot be a workflow id"),
         (["signal", "trip-1", "decision", "yes"], 2, "VALUE is no JSON"),
         (["list", "--status", "asleep"], 2, "'asleep' is not one of"),
+        (["complete", "nobody/1.1"], 3, "no workflow 'nobody' in the store"),
+        (["complete", "nobody"], 2, "is no token of a step"),
+        (["complete", "nobody/1.1", "yes"], 2, "RESULT is no JSON"),
+        (["fail", "nobody/1.1", "why"], 3, "no workflow 'nobody' in the store"),
     ],
 )
 def test_mistakes_are_told_in_one_line(desk: Desk, words: list[str], code: int, message: str) -> None:

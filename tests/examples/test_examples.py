@@ -72,6 +72,14 @@ def test_approval_runs_against_a_broker_of_another_kind(rabbitmq_url: str) -> No
     assert lines[-1] == "nobody answers:     report-3 was left unanswered"
 
 
+def test_import_goes_on_after_a_kill_stops_when_it_is_cancelled_and_is_ended_by_others() -> None:
+    assert run("import_orders.py") == [
+        "monday: attempt 2 began after the first rows",
+        "tuesday: REVOKED",
+        "invoice-7: paid by transfer 4711",
+    ]
+
+
 def test_fulfilment_picks_all_lines_refunds_what_is_missing_and_races_the_courier_with_the_clock() -> None:
     assert run("fulfilment.py") == [
         "order-1",

@@ -64,13 +64,17 @@ class RuledStore(MemoryStore):
             self._check_lease(before, answer.turn, lived=lived)
         return answer
 
-    def claim(self, key: StepKey, owner: str) -> Claim | Refused:
+    def claim(self, key: StepKey, owner: str, *, progress: str | None = None) -> Claim | Refused:
         """Rules 5 and 8: an attempt is given to one at a time, under a new token, and not before its time."""
         run = self.run_table.get(key.workflow_id)
         step = run.steps.get(place_of(key)) if run else None
         holder = step.owner if step is not None else None
         lived = self._is_alive(holder)
-        answer = super().claim(key, owner)
+        answer = super().claim(key, owner, progress=progress)
+        if progress is not None:
+            if isinstance(answer, Claim) and holder != owner:
+                self.found.append(f"rule 5: a heartbeat of {owner} was taken for step {key}, which {holder} has")
+            return answer
         if isinstance(answer, Claim):
             self._check_token(str(key), answer.token, is_new=holder != owner)
             if lived and holder != owner:
@@ -80,10 +84,10 @@ class RuledStore(MemoryStore):
             self._check_hands(("step", key.workflow_id, place_of(key)), owner)
         return answer
 
-    def postpone(self, key: StepKey, owner: str, *, delay: float, error: str, **changes: Any) -> bool:
+    def postpone(self, key: StepKey, owner: str, *, delay: float | None, error: str, **changes: Any) -> bool:
         """Note when the next attempt may begin, for rule 8."""
         answer = super().postpone(key, owner, delay=delay, error=error, **changes)
-        if answer:
+        if answer and delay is not None:
             self._not_before[key] = self.clock() + milliseconds(delay)
         return answer
 

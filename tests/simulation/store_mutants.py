@@ -289,7 +289,7 @@ _STEPS = (
         "the end of a run forgets children that are still to be cancelled",
         "rule 1, I13",
         Tables._close,
-        "if step.state is StepState.CHILD]",
+        "if step.state in told_outside]",
         "]",
     ),
 )

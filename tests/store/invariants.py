@@ -270,6 +270,7 @@ def _of_steps(state: Snapshot) -> Iterator[str]:
                 StepState.CANCELLING: ["agenda"],
                 StepState.CLAIMED: [f"held by {_process(step.owner or '')}"],
                 StepState.CHILD: [],
+                StepState.WAITING: [],
             }[step.state]
             if places != expected:
                 yield f"{name} step {step.number} is {step.state}: in {places}, not in {expected}"

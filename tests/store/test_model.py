@@ -18,6 +18,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from durable_celery.errors import DurableError
 from durable_celery.events import CARRIED, CancelRequested, Event, StepFailed
+from durable_celery.policy import RetryPolicy
 from durable_celery.store.protocol import Claim, Committed, Lease, RunRecord, Store, Timing, Turn
 from tests.servers import RedisServer
 from tests.store.backends import MemoryBackend, RedisBackend, server_client
@@ -27,6 +28,16 @@ from tests.store.moves import again, call, cancel, child, end, key, new, result,
 #: The unit of the story's time, in seconds.
 UNIT = 5000.0
 TIMING = Timing(owner_ttl=2 * UNIT, resend_after=2 * UNIT, resend_limit=10 * UNIT, retention=12 * UNIT)
+
+#: Options of steps: the limits of their time, alone and together.
+OPTIONS = [
+    None,
+    {"timeout": UNIT},
+    {"start_timeout": UNIT, "queue": 'of "letters"'},
+    {"attempt_timeout": UNIT, "retry": RetryPolicy(maximum_attempts=2).to_json()},
+    {"heartbeat_timeout": UNIT, "timeout": 4 * UNIT},
+    {"start_timeout": 2 * UNIT, "attempt_timeout": 2 * UNIT, "heartbeat_timeout": UNIT, "at_most_once": True},
+]
 
 #: What may differ: clocks.
 CLOCKS = {"at", "now", "created_at", "closed_at", "due_at", "start_at", "expires_at"}
@@ -106,14 +117,18 @@ class TwoStores(RuleBasedStateMachine):
     @rule(
         data=st.data(),
         hold=st.booleans(),
-        kinds=st.lists(st.sampled_from(["step", "slow", "child", "timer", "cancel"]), max_size=3),
+        kinds=st.lists(st.sampled_from(["step", "step", "child", "timer", "cancel"]), max_size=3),
         ends=st.sampled_from([None, None, None, "end", "again", "again"]),
         twice=st.booleans(),
+        options=st.sampled_from(OPTIONS),
     )
-    def commit(self, data: st.DataObject, *, hold: bool, kinds: list[str], ends: str | None, twice: bool) -> None:
+    def commit(
+        self, data: st.DataObject, *, hold: bool, kinds: list[str], ends: str | None, twice: bool, options: Any
+    ) -> None:
         name = data.draw(st.sampled_from(sorted(self.leases)))
         lease, read = self.leases[name]
-        outputs = [] if self._is_closed(name) else [self._output(name, kind) for kind in filter(None, [*kinds, ends])]
+        kinds = [] if self._is_closed(name) else [*kinds, *filter(None, [ends])]
+        outputs = [self._output(name, kind, options) for kind in kinds]
         answers = [
             self.both(lambda store: store.commit(lease, outputs, read=read, waiting="x", hold=hold))
             for _ in range(1 + twice)
@@ -125,7 +140,7 @@ class TwoStores(RuleBasedStateMachine):
         else:
             del self.leases[name]
 
-    def _output(self, name: str, kind: str) -> Event:
+    def _output(self, name: str, kind: str, options: Any) -> Event:
         self.numbers[name] += 1
         number = self.numbers[name]
         if kind == "timer":
@@ -138,7 +153,7 @@ class TwoStores(RuleBasedStateMachine):
             read = self.leases[name][1]
             events = self.model.store.history(name, limit=read)
             return again(number, tuple(item.seq for item in events if item.seq % 2 and isinstance(item.event, CARRIED)))
-        return child(number) if kind == "child" else step(number, options={"timeout": UNIT} if kind == "slow" else None)
+        return child(number, options={"timeout": UNIT}) if kind == "child" else step(number, options=options)
 
     @precondition(lambda self: self.leases)
     @rule(data=st.data(), blocked=st.booleans(), delay=st.sampled_from([0.0, UNIT]))
@@ -171,6 +186,13 @@ class TwoStores(RuleBasedStateMachine):
         if done.turn:
             self.leases[begun.key.workflow_id] = done.turn.lease, done.turn.run.length
 
+    @precondition(lambda self: self.claims)
+    @rule(data=st.data(), progress=st.sampled_from(["", "1", '"two"']), is_own=st.booleans())
+    def beat(self, data: st.DataObject, progress: str, *, is_own: bool) -> None:
+        begun = data.draw(st.sampled_from(self.claims))
+        owner = begun.owner if is_own else ""
+        self.both(lambda store: store.claim(begun.key, owner, progress=progress))
+
     @rule(name=runs, number=st.integers(1, 4), run=numbers_of_runs)
     def end_from_outside(self, name: str, number: int, run: int) -> None:
         self.both(lambda store: store.finish(key(number, name, run), result(number), token=None))
@@ -178,11 +200,11 @@ class TwoStores(RuleBasedStateMachine):
     @precondition(lambda self: self.claims)
     @rule(
         data=st.data(),
-        delay=st.sampled_from([0.0, UNIT]),
+        delay=st.sampled_from([0.0, UNIT, None]),
         retries=st.sampled_from([None, 0, 3]),
         override=st.sampled_from([None, "[[2],{}]"]),
     )
-    def postpone(self, data: st.DataObject, delay: float, retries: int | None, override: str | None) -> None:
+    def postpone(self, data: st.DataObject, delay: float | None, retries: int | None, override: str | None) -> None:
         begun = data.draw(st.sampled_from(self.claims))
         self.both(
             lambda store: store.postpone(

@@ -43,6 +43,7 @@ def bound(self: Task, x: int) -> str:
 def checkout(ctx: WorkflowContext, order: str, amount: int = 1) -> list[str]:
     assert_type(ctx.step(charge, order, amount), bytes)
     assert_type(ctx.start(charge, order, amount), StepHandle[bytes])
+    assert_type(ctx.options(at_most_once=True, attempt_timeout=5).step(charge, order, amount), bytes)
     ctx.step(charge, amount, order)  # type: ignore[call-overload]
     return [order]
 

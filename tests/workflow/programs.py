@@ -55,6 +55,7 @@ LEAVES = (
     "map",
     "poll",
     "continue",
+    "limited",
 )
 BRANCHES = (
     "spawn",
@@ -113,6 +114,12 @@ class Interpreter:
     def do_start(self, value: int) -> Calls:
         self.handles.append(self.ctx.options(queue="q", retry=value + 1).start("started", value))
         yield lambda: self.ctx.sleep(0)
+
+    def do_limited(self, value: int) -> Calls:
+        limits = {"start_timeout": value + 1, "attempt_timeout": value + 2, "heartbeat_timeout": 0.5}
+        self.trace.append(
+            (yield lambda: self.ctx.options(at_most_once=value % 2 == 0, retry=2, **limits).step("limited", value))
+        )
 
     def do_cancel_last(self, _: int) -> Calls:
         if self.handles:

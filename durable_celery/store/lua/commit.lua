@@ -1,8 +1,8 @@
 -- commit: append the outputs of a turn, with all that follows from them.
 -- ARGV: 2 id, 3 token, 4 owner, 5 read, 6 waiting, 7 hold (0, 1); then five for each output: what follows, number, two
---       more, text of the event. What follows: 'step' and 'child' (timeout in ms or '', the same in seconds),
---       'timer' (due), 'cancel' (target), 'close' (status), 'continue' (names of the kinds of inputs that go along), ''
---       (nothing). The last two end a run, so they come last.
+--       more, text of the event. What follows: 'step' and 'child' (JSON of the limits or ''), 'timer' (due),
+--       'cancel' (target), 'close' (status), 'continue' (names of the kinds of inputs that go along), '' (nothing).
+--       'close' and 'continue' end a run, so they come last.
 -- Returns: {1, events between read and the outputs, length, held (0, 1), now}; or, if stale, {0, newest token, owner,
 --       read}.
 
@@ -41,19 +41,19 @@ end
 
 local follow, execution, base = {}, newest(id), length_of(id)
 
-local function open_step(place, seq, timeout, seconds, child)
+local function open_step(place, seq, limits, child)
   local step = { seq = seq, state = 'pending', sends = 1, child = child }
-  if timeout ~= '' then
-    step.timeout = seconds
-    redis.call('ZADD', AGENDA, NOW + tonumber(timeout), 'd' .. place .. ':' .. id)
+  if limits ~= '' then
+    step.limits = cjson.decode(limits)
+    limit(id, place, step, { 'whole', 'start' })
   end
   put_step(id, place, step)
   redis.call('ZADD', AGENDA, NOW + wait_after(0), step_member(id, place))
 end
 
-function follow.step(place, seq, timeout, seconds) open_step(place, seq, timeout, seconds) end
+function follow.step(place, seq, limits) open_step(place, seq, limits) end
 
-function follow.child(place, seq, timeout, seconds) open_step(place, seq, timeout, seconds, 1) end
+function follow.child(place, seq, limits) open_step(place, seq, limits, 1) end
 
 function follow.timer(place, _, due)
   redis.call('HSET', open_key(id), place, 'timer')
@@ -71,9 +71,9 @@ function follow.cancel(_, _, target)
   end
 end
 
--- Timers and deadlines mean nothing to a run that has ended, and nobody waits for its children. Steps that were not
--- cancelled are still executed; children that are to be cancelled are still told. Where the log goes before them, they
--- keep what they need of it.
+-- Timers and alarms mean nothing to a run that has ended, and nobody waits for its children, or for what is told from
+-- outside. Steps that were not cancelled are still executed; children that are to be cancelled are still told. Where the
+-- log goes before them, they keep what they need of it.
 local function drop_open(is_followed)
   redis.call('ZREM', AGENDA, 't0:' .. id)
   local open = redis.call('HGETALL', open_key(id))
@@ -85,7 +85,7 @@ local function drop_open(is_followed)
     else
       local step = cjson.decode(text)
       redis.call('ZREM', AGENDA, 'd' .. place .. ':' .. id)
-      if step.state == 'child' then
+      if step.state == 'child' or step.state == 'waiting' then
         forget_step(id, place, step)
       elseif is_followed then
         step.line = line_of(id, step)

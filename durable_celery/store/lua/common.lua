@@ -10,13 +10,15 @@
 --   run:<id>          string  the record: JSON of what changes
 --   log:<id>          list    0: the head, what never changes; n: event n as '<at> <text>'
 --   log<n>:<id>       list    the same of run n, from the second on
---   open:<id>         hash    place of a command -> JSON of an open step, 'timer', or 'cancelled' (a step of an open run)
+--   open:<id>         hash    place of a command -> JSON of an open step, 'timer', or 'cancelled' (a step of an open run).
+--                             A step with time limits has them in 'limits' (ms), and in 'ends' when those that run pass;
+--                             one that has outlived its run has its scheduled event in 'line'
 --   keys:<id>         hash    key of an accepted input -> 1
 --   index:open, index:closed  zset  id -> created_at (ms)
 --
 -- The *place* of a command is its number, in later runs with the run before it: '7', '2.7'.
--- Members: 'r:<id>' run message, 's<place>:<id>' step message, 't<place>:<id>' timer, 'd<place>:<id>' deadline, 'x:<id>'
--- retention of all, 'x<n>:<id>' of the log of run n, which another has followed.
+-- Members: 'r:<id>' run message, 's<place>:<id>' step message, 't<place>:<id>' timer, 'd<place>:<id>' alarm of a step,
+-- 'x:<id>' retention of all, 'x<n>:<id>' of the log of run n, which another has followed.
 -- An open thing is in exactly one of agenda and held. A run is marked woken while its 'r' is in the agenda.
 --
 -- ARGV[1]: owner_ttl, resend_after, resend_limit, retention in ms, with spaces between. The verb's own follow.
@@ -26,6 +28,8 @@ local AGENDA, OWNERS = KEYS[1], PREFIX .. 'owners'
 local PAGE = 200
 local LOST_STEP = 'the process that ran it was lost'
 local LOST_TURN = 'the process that ran its turn was lost'
+local ATTEMPT_OVER = 'the attempt did not end in time'
+local SILENT = 'the attempt gave no heartbeat in time'
 local CLOSED = { completed = true, failed = true, cancelled = true }
 
 local ttl_text, resend_text, limit_text, retention_text = string.match(ARGV[1], '^(%d+) (%d+) (%d+) (%d+)$')
@@ -107,6 +111,11 @@ local function step_of(id, place)
   return cjson.decode(text)
 end
 
+local function is_closed(run) return CLOSED[run.status] end
+
+-- Whether the outcome of a step of this run may still matter to somebody.
+local function is_needed(id, execution) return execution == newest(id) and not is_closed(run_of(id)) end
+
 local function put_step(id, place, step) redis.call('HSET', open_key(id), place, cjson.encode(step)) end
 
 local function step_member(id, place) return 's' .. place .. ':' .. id end
@@ -118,6 +127,28 @@ local function forget_step(id, place, step)
   redis.call('HDEL', open_key(id), place)
   redis.call('ZREM', AGENDA, step_member(id, place), 'd' .. place .. ':' .. id)
   if step.owner then redis.call('SREM', held_key(step.owner), step_member(id, place)) end
+end
+
+-- Let limits of a step begin anew, or be over, and arm its one alarm at the nearest of those that run. The caller puts
+-- the step. Where nobody waits for its outcome it has no limits any more: its alarm went with its run.
+local function limit(id, place, step, begun, over)
+  if not step.limits or not is_needed(id, (parts_of(place))) then return end
+  local ends, nearest = step.ends or {}, nil
+  for _, kind in ipairs(over or {}) do
+    ends[kind] = nil
+  end
+  for _, kind in ipairs(begun) do
+    ends[kind] = step.limits[kind] and NOW + step.limits[kind]
+  end
+  for _, at in pairs(ends) do
+    nearest = math.min(nearest or at, at)
+  end
+  step.ends = ends
+  if nearest then
+    redis.call('ZADD', AGENDA, nearest, 'd' .. place .. ':' .. id)
+  else
+    redis.call('ZREM', AGENDA, 'd' .. place .. ':' .. id)
+  end
 end
 
 -- The workflow wants the step no more. A child run may exist although nobody has said so yet: it is told in any case.
@@ -134,11 +165,6 @@ local function cancel_step(id, place, step)
 end
 
 -- Owners, leases and the wake mark -----------------------------------------------------------------------------------
-
-local function is_closed(run) return CLOSED[run.status] end
-
--- Whether the outcome of a step of this run may still matter to somebody.
-local function is_needed(id, execution) return execution == newest(id) and not is_closed(run_of(id)) end
 
 local function is_alive(owner)
   local ends = redis.call('ZSCORE', OWNERS, process_of(owner))
@@ -176,10 +202,13 @@ local function free_lease(id)
   arm(id, NOW + wait, 0)
 end
 
-local function free_step(id, place, step)
-  redis.call('SREM', held_key(step.owner), step_member(id, place))
+-- An attempt that took too long was not lost: it failed.
+local function free_step(id, place, step, why)
+  if step.owner then redis.call('SREM', held_key(step.owner), step_member(id, place)) end
   step.state, step.owner, step.sends, step.due = 'pending', nil, 0, nil
-  step.lost, step.error = (step.lost or 0) + 1, LOST_STEP
+  if why ~= ATTEMPT_OVER then step.lost = (step.lost or 0) + 1 end
+  step.error = why or LOST_STEP
+  limit(id, place, step, {}, { 'attempt', 'heartbeat' })
   put_step(id, place, step)
   redis.call('ZADD', AGENDA, NOW, step_member(id, place))
 end
