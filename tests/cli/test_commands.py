@@ -11,8 +11,8 @@ import pytest
 
 from durable_celery.events import SignalReceived, history_from_json
 from tests.cli.conftest import Desk
-from tests.waiting import wait_until
 from tests.servers import free_port
+from tests.waiting import wait_until
 
 
 @pytest.fixture(scope="module")
