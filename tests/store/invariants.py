@@ -283,7 +283,7 @@ def _of_steps(state: Snapshot) -> Iterator[str]:
 def _placed(state: Snapshot, name: str) -> list[PendingStep]:
     """Return all open steps of a workflow, with their places for numbers."""
     run = state.records[name]
-    return [*state.left[name], *(replace(step, number=_place(run, step.number)) for step in run.steps)]
+    return [*state.left.get(name, ()), *(replace(step, number=_place(run, step.number)) for step in run.steps)]
 
 
 def _place(run: RunRecord, number: int) -> int:
@@ -315,7 +315,7 @@ def _is_wanted(state: Snapshot, entry: Entry) -> bool:
     timers = {_place(run, timer) for timer in _running_timers(state.histories[name])}
     return {
         "run": not run.delivered,
-        "step": number in newest | {step.number for step in state.left[name]},
+        "step": number in newest | {step.number for step in state.left.get(name, ())},
         "timer": is_open and number in timers,
         "deadline": is_open and number in newest,
         "retention": (name, -number) in state.past if number else run.delivered,

@@ -80,8 +80,9 @@ def end(number: int = 99) -> RunCompleted:
     return RunCompleted(payload='"done"', number=number, cause=1)
 
 
-def again(number: int = 99, kept: tuple[int, ...] = ()) -> RunContinued:
-    return RunContinued(payload='[["o-2"],{}]', number=number, cause=1, kept=kept)
+def again(number: int = 99, kept: tuple[int, ...] = (), cause: int = 99) -> RunContinued:
+    """Continue as new; inputs up to ``cause`` were read, so that those of them that go along are ``kept``."""
+    return RunContinued(payload='[["o-2"],{}]', number=number, cause=cause, kept=kept)
 
 
 def result(number: int, attempt: int = 1, payload: str = "5") -> StepCompleted:

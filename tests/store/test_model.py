@@ -152,7 +152,8 @@ class TwoStores(RuleBasedStateMachine):
         if kind == "again":
             read = self.leases[name][1]
             events = self.model.store.history(name, limit=read)
-            return again(number, tuple(item.seq for item in events if item.seq % 2 and isinstance(item.event, CARRIED)))
+            kept = tuple(item.seq for item in events if item.seq % 2 and isinstance(item.event, CARRIED))
+            return again(number, kept, cause=read)
         return child(number, options={"timeout": UNIT}) if kind == "child" else step(number, options=options)
 
     @precondition(lambda self: self.leases)

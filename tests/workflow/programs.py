@@ -382,10 +382,10 @@ def canonical(run: Run) -> list[str]:
         if payload and '"traceback":' in payload:
             form = json.loads(payload)
             payload = json.dumps({**form, "traceback": ""})
-        event = replace(event, cause=ordinal[event.cause], payload=payload)
-        if isinstance(event, RunContinued):
-            event = replace(event, kept=[ordinal[seq] for seq in event.kept])
-        lines.append(encode(event))
+        counted: Output = replace(event, cause=ordinal[event.cause], payload=payload)
+        if isinstance(counted, RunContinued):
+            counted = replace(counted, kept=[ordinal[seq] for seq in counted.kept])
+        lines.append(encode(counted))
     return lines
 
 

@@ -127,7 +127,7 @@ def test_inputs_that_no_code_has_taken_go_along_in_order(store: Store) -> None:
     taken = take(store)
     store.append("w", SignalReceived(name="unseen", payload="1"), key="d")
 
-    store.commit(taken.lease, [again(2, kept=(3, 5))], read=5, waiting="", hold=False)
+    store.commit(taken.lease, [again(2, kept=(3, 5), cause=5)], read=5, waiting="", hold=False)
 
     names = [(event.name, event.payload) for event in events(store)[1:] if isinstance(event, SignalReceived)]
     assert names == [("go", "1"), ("go", "1"), ("unseen", "1")]
