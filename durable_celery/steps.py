@@ -253,7 +253,8 @@ class _Attempt:
             raise Ignore(str(error)) from None
         if isinstance(error, StepCancelled) and pulse.refusal is not None:
             # The claim is gone already: there is nothing to be recorded.
-            self._close_row()
+            if pulse.refusal is not Refusal.LOST:
+                self._close_row()
             raise Ignore(str(error)) from None
         # The process is about to end, or the task has called sys.exit(), which in some pools ends nothing at all.
         if is_at_most_once(claim):

@@ -145,7 +145,7 @@ if is_continuing then
 end
 run.read, run.failures, run.reason = length, nil, nil
 if not is_closed(run) then
-  local is_gated = run.status == 'pending' and redis.call('ZSCORE', AGENDA, 't0:' .. id)
+  local is_gated = run.status ~= 'running' and redis.call('ZSCORE', AGENDA, 't0:' .. id)
   run.status = is_gated and 'pending' or 'running'
   run.waiting = waiting ~= '' and waiting or nil
 end
