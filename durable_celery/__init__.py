@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from durable_celery.canvas import durable
     from durable_celery.client import WorkflowHandle
+    from durable_celery.current import StepInfo, current_step
     from durable_celery.errors import (
         BatchFailedError,
         CallbackFailedError,
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
         CompensationError,
         ConfigurationError,
         DurableError,
+        ExternalError,
         HeartbeatTimeoutError,
         InvalidSignalError,
         NonDeterminismError,
@@ -26,8 +28,10 @@ if TYPE_CHECKING:
         RemoteError,
         RetryAfter,
         SideEffectError,
+        StepCancelled,
         StepIgnoredError,
         StepLostError,
+        StepNotOpenError,
         StepTimeoutError,
         UpdateError,
         WaitTimeoutError,
@@ -38,7 +42,6 @@ if TYPE_CHECKING:
     )
     from durable_celery.outside import complete_callback, fail_callback, heartbeat_callback
     from durable_celery.policy import RetryPolicy
-    from durable_celery.steps import StepInfo, current_step
     from durable_celery.task import DurableTask, durable_task
     from durable_celery.updates import UpdateHandle
     from durable_celery.workflow import (
@@ -64,6 +67,7 @@ __all__ = [
     "ConfigurationError",
     "DurableError",
     "DurableTask",
+    "ExternalError",
     "ForeignTask",
     "HeartbeatTimeoutError",
     "InvalidSignalError",
@@ -75,9 +79,11 @@ __all__ = [
     "RetryPolicy",
     "SideEffectError",
     "Signal",
+    "StepCancelled",
     "StepIgnoredError",
     "StepInfo",
     "StepLostError",
+    "StepNotOpenError",
     "StepTimeoutError",
     "Tolerance",
     "Update",
@@ -107,14 +113,14 @@ _HOMES = {
     "Query": "workflow",
     "RetryPolicy": "policy",
     "Signal": "workflow",
-    "StepInfo": "steps",
+    "StepInfo": "current",
     "Tolerance": "workflow",
     "Update": "workflow",
     "UpdateHandle": "updates",
     "WorkflowContext": "workflow",
     "WorkflowHandle": "client",
     "complete_callback": "outside",
-    "current_step": "steps",
+    "current_step": "current",
     "durable": "canvas",
     "durable_task": "task",
     "fail_callback": "outside",

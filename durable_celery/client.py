@@ -21,8 +21,17 @@ from celery.result import AsyncResult, assert_will_not_block
 from durable_celery.callbacks import CallbackVerbs
 from durable_celery.codec import Place, check_id, check_name, check_own_name, place_of, rebuild
 from durable_celery.conversation import Conversation
-from durable_celery.errors import PayloadError, WorkflowClosedError, WorkflowNotFoundError
-from durable_celery.events import CancelRequested, RunCancelled, RunCompleted, SignalReceived, TerminalEvent
+from durable_celery.engine.outside import Outside
+from durable_celery.errors import ExternalError, PayloadError, WorkflowClosedError, WorkflowNotFoundError
+from durable_celery.events import (
+    CancelRequested,
+    RunCancelled,
+    RunCompleted,
+    RunContinued,
+    SignalReceived,
+    TerminalEvent,
+)
+from durable_celery.offsets import Offset
 from durable_celery.store.protocol import RunStatus
 from durable_celery.workflow.typed_signal import Signal, signal_for
 
@@ -135,6 +144,48 @@ class Client(CallbackVerbs):
             if error.status != RunStatus.CANCELLED:
                 raise
 
+    def complete_step(self, token: str, result: object = None) -> None:
+        """Give the result of a step that leaves its outcome to others (``raise current_step().complete_later()``).
+
+        A step has exactly one outcome. It may be given as soon as an attempt has begun; giving the same result again is
+        harmless.
+
+        Args:
+            token: the step's idempotency key, ``current_step().key``. It is no secret: check who calls.
+            result: what the step returns to its workflow.
+
+        Raises:
+            InvalidRequestError: this can be no token.
+            WorkflowNotFoundError: there is no such run.
+            StepNotOpenError: the step has another outcome, was cancelled, or never began.
+            PayloadError: the result cannot be recorded; nothing was written.
+        """
+        Outside(self.engine).complete(token, result)
+
+    def fail_step(self, token: str, error: BaseException | str) -> None:
+        """Let a step fail from outside, for good, whatever its retry policy says; else as :meth:`complete_step`.
+
+        Args:
+            token: the step's idempotency key.
+            error: what is raised in the workflow; a text makes an :class:`ExternalError`.
+        """
+        Outside(self.engine).fail(token, ExternalError(error) if isinstance(error, str) else error)
+
+    def heartbeat_step(self, token: str, progress: object = None) -> bool:
+        """Say that somebody still works at a step that waits, which starts its ``heartbeat_timeout`` anew.
+
+        Args:
+            token: the step's idempotency key.
+            progress: what a next attempt finds in ``current_step().progress``; None leaves what is there.
+
+        Returns:
+            Whether it was taken. An attempt that still runs, or is about to, gives its own heartbeats.
+
+        Raises:
+            InvalidRequestError, WorkflowNotFoundError, StepNotOpenError, PayloadError: as for :meth:`complete_step`.
+        """
+        return Outside(self.engine).beat(token, progress)
+
     def describe(self, workflow_id: str) -> RunRecord:
         """Return the state of a run with its open steps.
 
@@ -152,20 +203,28 @@ class Client(CallbackVerbs):
         steps = []
         for step in record.steps:
             place = Place(record.workflow_id, "error", step.number, record.run)
-            steps.append(replace(step, error=step.error and self.codec.legible(step.error, place)))
+            saved = place._replace(kind="progress")
+            steps.append(
+                replace(
+                    step,
+                    error=step.error and self.codec.legible(step.error, place),
+                    progress=step.progress and self.codec.legible(step.progress, saved),
+                )
+            )
         return replace(record, reason=reason, steps=tuple(steps))
 
-    def history(self, workflow_id: str) -> list[Recorded]:
-        """Return the whole history of a run.
+    def history(self, workflow_id: str, run: int | None = None) -> list[Recorded]:
+        """Return the whole history of a run: the newest of the workflow, or the one with this number.
 
         Raises:
             WorkflowNotFoundError: there is no such run.
         """
+        number = self.describe(workflow_id).run if run is None else run
         events: list[Recorded] = []
-        while page := self.store.history(check_id(workflow_id), after=len(events)):
+        while page := self.store.history(check_id(workflow_id), run=number, after=len(events)):
             events.extend(page)
         if not events:
-            raise WorkflowNotFoundError(workflow_id)
+            raise WorkflowNotFoundError(workflow_id, run)
         return events
 
     def runs(
@@ -204,14 +263,14 @@ class Client(CallbackVerbs):
             pause = min(pause * 1.1, _LAST_LOOK)
 
     def follow(
-        self, workflow_id: str, *, what: str, after: int = 0, each: float | None = None, total: float | None = None
-    ) -> Iterator[Recorded]:
-        """Yield the events after a seq as they are recorded, the run's end as the last one.
+        self, workflow_id: str, *, what: str, after: Offset, each: float | None = None, total: float | None = None
+    ) -> Iterator[tuple[int, Recorded]]:
+        """Yield the events after a place as they are recorded, each with its run's number, up to the workflow's end.
 
         Args:
-            workflow_id: the run.
+            workflow_id: the workflow.
             what: what there is none of, for the error, as a sentence that goes on with the time.
-            after: the seq.
+            after: the place; logs of earlier runs that are not kept any more are passed over.
             each: how many seconds to wait for the next event; for ever, if it is not given.
             total: how many seconds to wait in all.
 
@@ -225,20 +284,27 @@ class Client(CallbackVerbs):
             if page is None:
                 limit = each if total is None else total
                 raise CeleryTimeoutError(f"{what} within {limit} s{self.standing(workflow_id)}")
-            yield from page
-            if not page or isinstance(page[-1].event, TerminalEvent):
+            yield from ((after.run, item) for item in page)
+            is_over = not page or isinstance(page[-1].event, RunContinued)
+            if is_over and self.describe(workflow_id).run > after.run:
+                after = Offset(after.run + 1, 0)
+            elif not page or isinstance(page[-1].event, TerminalEvent):
                 return
-            after = page[-1].seq
+            else:
+                after = Offset(after.run, page[-1].seq)
 
-    def news(self, workflow_id: str, after: int, timeout: float | None) -> list[Recorded] | None:
-        """Wait for events after a seq and return them; none where the run ended before it, None after ``timeout``."""
+    def news(self, workflow_id: str, after: Offset, timeout: float | None) -> list[Recorded] | None:
+        """Wait for events of a run after a place; none where there can be no more, None after ``timeout`` seconds."""
         deadline = None if timeout is None else time.monotonic() + timeout
         pause = _FIRST_LOOK
         while True:
-            if events := self.store.history(check_id(workflow_id), after=after):
+            if events := self.store.history(check_id(workflow_id), run=after.run, after=after.seq):
                 return events
             run = self.describe(workflow_id)
-            if run.status.is_closed and run.length <= after:
+            if run.run > after.run:
+                # It may have gone on as another run since the history was read.
+                return self.store.history(workflow_id, run=after.run, after=after.seq)
+            if run.status.is_closed and run.length <= after.seq:
                 return []
             left = pause if deadline is None else deadline - time.monotonic()
             if left <= 0:
@@ -279,7 +345,7 @@ class Client(CallbackVerbs):
     def _end_of(self, record: RunRecord | None) -> Recorded | None:
         if record is None or not record.status.is_closed:
             return None
-        return self.store.history(record.workflow_id, after=record.length - 1, limit=1)[0]
+        return self.store.history(record.workflow_id, run=record.run, after=record.length - 1, limit=1)[0]
 
     def _append(self, workflow_id: str, event: Event, key: str, *, room: int = 0) -> bool:
         answer = self.store.append(check_id(workflow_id), event, key=key, room=room)
@@ -383,9 +449,9 @@ class WorkflowHandle(Conversation, AsyncResult, Generic[R]):
         """See :meth:`Client.describe`."""
         return self.client.describe(self.id)
 
-    def history(self) -> list[Recorded]:
+    def history(self, run: int | None = None) -> list[Recorded]:
         """See :meth:`Client.history`."""
-        return self.client.history(self.id)
+        return self.client.history(self.id, run)
 
     def _get_task_meta(self) -> dict[str, Any]:
         # AsyncResult reads state, result, traceback and the rest from here.

@@ -113,7 +113,7 @@ class Conversation:
         run = self.client.describe(self.id)
         version = version_of(run.envelope)
         request = Request.make(self.client, self.id, update, args, kwargs, workflow=run.name, version=version, key=key)
-        return request.send(after=run.length)
+        return request.send()
 
     @overload
     def published(self) -> dict[str, Any]: ...

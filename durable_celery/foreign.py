@@ -16,9 +16,9 @@ from celery.exceptions import TaskPredicate
 from celery.utils.serialization import UnpickleableExceptionWrapper
 
 from durable_celery.app import binding_of
+from durable_celery.current import current_step
 from durable_celery.errors import ConfigurationError, DurableError, RemoteError
 from durable_celery.policy import type_name
-from durable_celery.steps import current_step
 from durable_celery.workflow.foreign import OUTCOME, SEND
 
 if TYPE_CHECKING:

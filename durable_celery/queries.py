@@ -37,7 +37,7 @@ def answer(
     found: Query[..., R] = definition.handlers.find_query(query, run.name)
     found.check_arguments(args, kwargs)
     execution = Execution(definition, workflow_id, run=run.run, codec=client.codec)
-    return _read(execution, client.history(workflow_id), partial(_ask, found, args, kwargs))
+    return _read(execution, client.history(workflow_id, run.run), partial(_ask, found, args, kwargs))
 
 
 def _definition(client: Client, name: str, version: int) -> Definition:

@@ -14,9 +14,19 @@ from uuid import uuid4
 from celery.result import assert_will_not_block
 
 from durable_celery.codec import check_id, check_name, check_own_name, place_of, rebuild
-from durable_celery.errors import InvalidRequestError, UpdateError, WorkflowCodeError
-from durable_celery.events import LocalStepFailed, RunCancelled, RunCompleted, RunFailed, SignalReceived, TerminalEvent
-from durable_celery.workflow import UPDATE, Note, read_note
+from durable_celery.errors import InvalidRequestError, UpdateError, WorkflowCodeError, WorkflowNotFoundError
+from durable_celery.events import (
+    LocalStepFailed,
+    Output,
+    RunCancelled,
+    RunCompleted,
+    RunFailed,
+    RunStarted,
+    SignalReceived,
+    TerminalEvent,
+)
+from durable_celery.offsets import Offset
+from durable_celery.workflow import UPDATE, Note, is_update, read_note
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -33,8 +43,8 @@ R = TypeVar("R")
 class UpdateHandle(Generic[R]):
     """Stands for an update that was asked for; its outcome is recorded once."""
 
-    def __init__(self, client: Client, workflow_id: str, key: str, *, after: int = 0) -> None:
-        """Name an update by its key; its outcome stands in the history after seq ``after``."""
+    def __init__(self, client: Client, workflow_id: str, key: str, *, after: Offset) -> None:
+        """Name an update by its key; its outcome stands after the place ``after``."""
         self.client, self.workflow_id, self.key = client, workflow_id, key
         self._after = after
 
@@ -53,10 +63,22 @@ class UpdateHandle(Generic[R]):
         if disable_sync_subtasks:
             assert_will_not_block()
         what = f"update {self.key!r} of workflow {self.workflow_id} has no outcome"
-        for item in self.client.follow(self.workflow_id, after=self._after, total=timeout, what=what):
+        # Whether the request was seen, and whether it has to be seen again, in a run that followed.
+        seen = missing = False
+        for run, item in self.client.follow(self.workflow_id, after=self._after, total=timeout, what=what):
             note = read_note(item.event)
             if note in {(Note.UPDATED, self.key), (Note.REFUSED, self.key)}:
-                return self._outcome(item.event)
+                return self._outcome(run, item.event)
+            if isinstance(item.event, RunStarted):
+                missing = seen
+            elif self._is_request(item.event):
+                seen, missing = True, False
+            elif isinstance(item.event, Output) and missing:
+                # What goes along to a new run stands before all that its code did.
+                raise UpdateError(
+                    f"workflow {self.workflow_id!r} went on as run {run} before update {self.key!r} was done; what its "
+                    "handler had done until then stays done"
+                )
             if isinstance(item.event, TerminalEvent):
                 raise UpdateError(
                     f"workflow {self.workflow_id!r} {_WORDS[type(item.event)]} before update {self.key!r} was done; "
@@ -64,8 +86,11 @@ class UpdateHandle(Generic[R]):
                 )
         raise UpdateError(f"workflow {self.workflow_id!r} has ended, and its history has no update {self.key!r}")
 
-    def _outcome(self, event: Event) -> R:
-        codec, place = self.client.codec, place_of(event, self.workflow_id)
+    def _is_request(self, event: Event) -> bool:
+        return is_update(event) and _content(event, self.client, self.workflow_id)[0] == self.key
+
+    def _outcome(self, run: int, event: Event) -> R:
+        codec, place = self.client.codec, place_of(event, self.workflow_id, run)
         if isinstance(event, LocalStepFailed):
             error = rebuild(event.payload, codec, place)
             error.add_note(f"update {self.key!r} of workflow {self.workflow_id}")
@@ -125,32 +150,58 @@ class Request:
         text = client.codec.dumps([key, list(args), dict(kwargs)], f"the arguments of update {name!r}")
         return cls(client, check_id(workflow_id), key, event, text)
 
-    def send(self, *, after: int = 0) -> UpdateHandle[Any]:
-        """Write the request, or find the one with the same key; ``after`` is a seq that stands before a new one.
+    def send(self) -> UpdateHandle[Any]:
+        """Write the request, or find the one with the same key.
 
         Raises:
             WorkflowNotFoundError: there is no such run.
             WorkflowClosedError: the run has ended, and had no request with this key.
             InvalidRequestError: the key was used for another request.
             InboxFullError: the run has not taken in ``durable_inbox_limit`` earlier inputs; nothing was written.
+            UpdateError: the key was used, in a run whose history is not kept any more.
         """
+        run = self.client.describe(self.workflow_id)
         place = place_of(self.event, self.workflow_id)
         event = replace(self.event, payload=self.client.codec.seal(self.text, place))
         if self.client.add(self.workflow_id, event, f"update:{self.key}"):
-            return UpdateHandle(self.client, self.workflow_id, self.key, after=after)
-        self._check_repeated(self.client.history(self.workflow_id))
-        return UpdateHandle(self.client, self.workflow_id, self.key)
+            return UpdateHandle(self.client, self.workflow_id, self.key, after=Offset(run.run, run.length))
+        return self._repeated()
 
-    def _check_repeated(self, history: Sequence[Recorded]) -> None:
-        """Refuse a key that was used for another request before."""
+    def _repeated(self) -> UpdateHandle[Any]:
+        """Return the handle of the request that had the key before."""
+        for run in range(self.client.describe(self.workflow_id).run, 0, -1):
+            try:
+                history = self.client.history(self.workflow_id, run)
+            except WorkflowNotFoundError:
+                break
+            if self._is_in(history):
+                return UpdateHandle(self.client, self.workflow_id, self.key, after=Offset(run, 0))
+        raise UpdateError(
+            f"workflow {self.workflow_id!r} got the update key {self.key!r} in a run whose history is not kept any more"
+        )
+
+    def _is_in(self, history: Sequence[Recorded]) -> bool:
+        """Tell whether a history has this request.
+
+        Raises:
+            InvalidRequestError: it has another one with the same key.
+        """
         ours = json.loads(self.text)
-        for item in history:
-            event = item.event
-            if isinstance(event, SignalReceived) and event.name.startswith(UPDATE):
-                text = self.client.codec.open(event.payload, place_of(event, self.workflow_id))
-                theirs = json.loads(text)
-                if theirs[:1] == [self.key] and (event.name, theirs) != (self.event.name, ours):
-                    raise InvalidRequestError(
-                        f"workflow {self.workflow_id!r} got the update key {self.key!r} before, with another update or "
-                        "with other arguments; a key names one request"
-                    )
+        for event in (item.event for item in history):
+            if not is_update(event):
+                continue
+            theirs = _content(event, self.client, self.workflow_id)
+            if theirs[0] == self.key and (event.name, theirs) != (self.event.name, ours):
+                raise InvalidRequestError(
+                    f"workflow {self.workflow_id!r} got the update key {self.key!r} before, with another update or "
+                    "with other arguments; a key names one request"
+                )
+            if theirs[0] == self.key:
+                return True
+        return False
+
+
+def _content(event: SignalReceived, client: Client, workflow_id: str) -> list[Any]:
+    """Return the key, the arguments and the keyword arguments of a request; nothing of use if it was forged."""
+    content: Any = json.loads(client.codec.open(event.payload or "null", place_of(event, workflow_id)))
+    return content if isinstance(content, list) and content else [None]

@@ -131,6 +131,8 @@ def _facts(run: RunRecord, history: Sequence[Recorded], codec: Codec) -> Iterato
         yield "outcome", tell(end.payload, codec, place=place_of(end, run.workflow_id, run.run))
     elif run.status is not RunStatus.BLOCKED:
         yield "waits for", _waiting(run)
+    if run.run > 1:
+        yield "run", f"{run.run}, since {instant(history[0].at):%Y-%m-%d %H:%M:%S} UTC; of the others, `history --run`"
     notes = ((item, read_note(item.event)) for item in history)
     shown = {note[1]: item for item, note in notes if note is not None and note[0] is Note.PUBLISHED}
     for key, item in shown.items():

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Coroutine
+from dataclasses import replace
 from datetime import datetime
 from functools import cached_property, partial
 from itertools import chain, islice
@@ -25,6 +26,7 @@ from durable_celery.events import (
     LocalStepFailed,
     Output,
     RunCancelled,
+    RunContinued,
     SignalReceived,
     StepCompleted,
     StepFailed,
@@ -34,6 +36,7 @@ from durable_celery.events import (
     TimerStarted,
 )
 from durable_celery.workflow.conditions import Conditions
+from durable_celery.workflow.continuation import Continuation
 from durable_celery.workflow.driver import Driver
 from durable_celery.workflow.handlers import State
 from durable_celery.workflow.handles import Handle, StepHandle
@@ -41,6 +44,7 @@ from durable_celery.workflow.interrupts import is_interrupt
 from durable_celery.workflow.journal import Journal
 from durable_celery.workflow.loop import make_loop
 from durable_celery.workflow.signals import SignalHandle, Signals
+from durable_celery.workflow.size import HistorySize
 from durable_celery.workflow.story import instant
 from durable_celery.workflow.tasks import CallOptions, ParentClose, check_arguments, options_of_call, resolve
 from durable_celery.workflow.typed_signal import Signal
@@ -72,6 +76,8 @@ class Machine:
         self.updates = Updates(self)
         #: What the run shows of itself to queries.
         self.state = State()
+        self.continuation = Continuation()
+        self.size = HistorySize()
         self.logger = logging.getLogger(f"durable_celery.workflow.{name}")
         #: Workflow time: when the input that is being applied was recorded, in milliseconds since 1970.
         self.now = 0
@@ -190,6 +196,8 @@ class Machine:
         if not self.journal.holds(command):
             # A recorded call stays good when a deploy changes the task's signature.
             check_arguments(task, args, kwargs)
+            if kind == "workflow":
+                options.check_child()
         self.issue(command)
         key = f"{self.workflow_id}/{self.run}.{number}"
         handle: StepHandle[Any] = StepHandle(
@@ -314,17 +322,19 @@ class Machine:
         if children := [step for step in self._steps.values() if step.parent_close is ParentClose.WAIT]:
             await asyncio.wait(children)
 
-    def close(self, kind: type[TerminalEvent], text: str) -> None:
+    def close(self, kind: type[TerminalEvent | RunContinued], text: str) -> None:
         """Issue the run's end, with its JSON text. Open steps go along with a cancel, if nothing else was asked for."""
         for number, handle in sorted(self._steps.items()):
             policy = handle.parent_close
             if policy is ParentClose.CANCEL or (kind is RunCancelled and policy is not ParentClose.ABANDON):
                 self._cancel(self._steps, number)
-        if self.updates.open and not self.is_replaying:
+        # Those that have not begun go along to the next run.
+        undone = self.updates.begun if kind is RunContinued else self.updates.open
+        if undone and not self.is_replaying:
             story = "workflow %s ended before %s of its updates were done; it could wait until not ctx.open_updates"
-            self.logger.warning(story, self.workflow_id, self.updates.open)
-        payload = self._sealed(text, self.place("end"))
-        self.issue(kind(number=self.journal.next, cause=self.cause, payload=payload))
+            self.logger.warning(story, self.workflow_id, undone)
+        end = kind(number=self.journal.next, cause=self.cause)
+        self.issue(replace(end, payload=self._sealed(text, place_of(end, self.workflow_id, self.run))))
         self.closed = True
 
     # Payloads.
@@ -360,7 +370,8 @@ class Machine:
         handle = self._steps.pop(event.number, None)
         if handle is not None:
             error = rebuild(event.payload, self.codec, self.place("outcome", event.number))
-            error.add_note(f"in step {handle.task} ({handle.key}), attempt {event.attempt}")
+            told = f"attempt {event.attempt}" if event.attempt else "told from outside"
+            error.add_note(f"in step {handle.task} ({handle.key}), {told}")
             handle.fail(error)
 
     def fire_timer(self, event: TimerFired) -> None:
@@ -372,9 +383,10 @@ class Machine:
     def receive_signal(self, event: SignalReceived) -> None:
         """Give a signal to who waits for it, or keep it; or begin what it asks for."""
         if is_update(event):
-            self.updates.receive(event)
+            self.updates.receive(event, self.cause)
             return
-        self.signals.receive(event.name, self.codec.decode(event.payload, place_of(event, self.workflow_id)))
+        value = self.codec.decode(event.payload, place_of(event, self.workflow_id))
+        self.signals.receive(event.name, value, self.cause)
 
     @property
     def open_steps(self) -> int:

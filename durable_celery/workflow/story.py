@@ -16,6 +16,7 @@ from durable_celery.events import (
     PatchMarked,
     RunCancelled,
     RunCompleted,
+    RunContinued,
     RunFailed,
     StepScheduled,
     TimerStarted,
@@ -34,6 +35,7 @@ _WORDS: dict[type[Output], str] = {
     RunCompleted: "completed",
     RunFailed: "failed",
     RunCancelled: "cancelled",
+    RunContinued: "continue as new",
 }
 _WIDTH = 58
 #: What a story ends with.

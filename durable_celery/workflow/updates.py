@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from inspect import iscoroutinefunction
@@ -49,6 +49,8 @@ class _Request:
     kwargs: dict[str, Any]
     #: The JSON text of the payload, for digests.
     text: str
+    #: Where the request stands in the history.
+    seq: int
 
 
 class Updates:
@@ -64,11 +66,16 @@ class Updates:
         self._is_cancelled = False
 
     @property
+    def begun(self) -> int:
+        """How many requests have begun and have no outcome yet."""
+        return len(self._running)
+
+    @property
     def open(self) -> int:
         """How many requests have come and have no outcome yet."""
         return len(self._held) + len(self._running)
 
-    def receive(self, event: SignalReceived) -> None:
+    def receive(self, event: SignalReceived, seq: int) -> None:
         """Take in a request; one whose key was there before is no other request."""
         codec, place = self._machine.codec, place_of(event, self._machine.workflow_id)
         match codec.decode(event.payload, place):
@@ -76,9 +83,13 @@ class Updates:
                 if key not in self._keys:
                     self._keys.add(key)
                     text = codec.open(event.payload, place)
-                    self._held.append(_Request(event.name.removeprefix(UPDATE), key, tuple(args), kwargs, text))
+                    self._held.append(_Request(event.name.removeprefix(UPDATE), key, tuple(args), kwargs, text, seq))
             case _:
                 self._machine.complain(f"{event.name} is no request of an update; it is ignored", None)
+
+    def unbegun(self) -> Iterator[int]:
+        """Yield the seq of each request that has not begun: it goes along to the next run."""
+        return (request.seq for request in self._held)
 
     def begin(self, context: Context, handlers: Handlers) -> None:
         """Let requests be served, now that the code begins."""

@@ -74,6 +74,14 @@ def test_approval_runs_against_a_broker_of_another_kind(rabbitmq_url: str) -> No
     assert lines[-1] == "what was tried:     ask, remind, ask, remind"
 
 
+def test_import_goes_on_after_a_kill_stops_when_it_is_cancelled_and_is_ended_by_others() -> None:
+    assert run("import_orders.py") == [
+        "monday: attempt 2 began after the first rows",
+        "tuesday: REVOKED",
+        "invoice-7: paid by transfer 4711",
+    ]
+
+
 def test_fulfilment_picks_all_lines_refunds_what_is_missing_and_races_the_courier_with_the_clock() -> None:
     assert run("fulfilment.py") == [
         "order-1",
@@ -286,3 +294,11 @@ def test_a_payment_provider_answers_by_its_token_fails_falls_silent_and_cannot_a
         "too late: 410",
         "a forged token: 400",
     ]
+
+
+def test_subscription_goes_on_as_a_new_run_each_month_until_its_customer_leaves() -> None:
+    lines = run("subscription.py", MONTH_SECONDS="2")
+
+    assert lines[0] == "after two months:  run 3"
+    assert lines[1] == "at the end:        ann leaves pro in month 5 and has paid 22"
+    assert lines[2].startswith("runs, events each: [6, 6, ")

@@ -11,7 +11,7 @@ import pytest
 
 from tests.simulation.chaos import Chaos, ViolationError, live
 from tests.simulation.moves import MOVES, TROUBLE, table_of
-from tests.simulation.programs import SERIAL, Generator, barred, fits, nodes, owed
+from tests.simulation.programs import LIVES, SERIAL, Generator, barred, fits, nodes, owed
 from tests.simulation.story import explain, tell
 from tests.simulation.verbs import VERBS
 
@@ -87,7 +87,7 @@ def test_every_verb_and_every_move_comes_up() -> None:
 
     assert {"step", "flaky", "broken", "again", "revocable", "late", "handles", "local", "sleep", "until"} <= verbs
     assert {"draw", "patched", "signal", "maybe", "race", "dropped step", "dropped child", "child"} <= verbs
-    assert {"guarded", "race branch", "timeout", "wait for", *SERIAL, *VERBS} <= verbs
+    assert {"guarded", "race branch", "timeout", "wait for", LIVES, *SERIAL, *VERBS} <= verbs
     assert set(TROUBLE) < set(MOVES)
 
 

@@ -84,8 +84,8 @@ class RedisBackend:
                     self._client.zincrby(name, -milliseconds, member)
             elif kind == "open":
                 for number, text in self._client.hgetall(name).items():
-                    if text.startswith("{") and "due" in (entry := json.loads(text)):
-                        self._client.hset(name, number, json.dumps({**entry, "due": entry["due"] - milliseconds}))
+                    if text.startswith("{"):
+                        self._client.hset(name, number, json.dumps(_earlier(json.loads(text), milliseconds)))
 
     def another(self) -> Store:
         return self._over(self._make_client())
@@ -100,6 +100,14 @@ class RedisBackend:
 
     def _keys(self) -> list[str]:
         return list(self._client.scan_iter(match=f"{self._namespace}:*", count=1000))
+
+
+def _earlier(step: dict[str, Any], milliseconds: int) -> dict[str, Any]:
+    """Return the entry of a step as if that much time had passed."""
+    moved = {**step, "due": step["due"] - milliseconds} if "due" in step else step
+    if "ends" in moved:
+        moved = {**moved, "ends": {kind: at - milliseconds for kind, at in moved["ends"].items()}}
+    return moved
 
 
 def server_client(url: str) -> Any:

@@ -416,12 +416,12 @@ def test_a_run_that_ends_between_two_looks_is_read_to_its_end(env: Environment) 
 
         get = staticmethod(client.store.get)
 
-        def history(self, workflow_id: str, *, after: int) -> Any:
+        def history(self, workflow_id: str, *, run: int, after: int) -> Any:
             looks.append(after)
-            return client.store.history(workflow_id, after=after)[: 0 if len(looks) == 1 else None]
+            return client.store.history(workflow_id, run=run, after=after)[: 0 if len(looks) == 1 else None]
 
     store: Any = Store()
-    events = replace(plain, store=store).news(handle.id, 1, 5)
+    events = replace(plain, store=store).news(handle.id, Offset(1, 1), 5)
     assert events is not None
     assert [type(item.event).__name__ for item in events] == ["RunCompleted"]
     assert looks == [1, 1]

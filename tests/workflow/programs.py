@@ -25,6 +25,7 @@ from durable_celery.events import (
     Event,
     LocalStepCompleted,
     Output,
+    RunContinued,
     SignalReceived,
     StepCompleted,
     StepFailed,
@@ -64,6 +65,8 @@ LEAVES = (
     "wait_callback",
     "child",
     "canvas",
+    "continue",
+    "limited",
 )
 BRANCHES = (
     "spawn",
@@ -133,6 +136,12 @@ class Interpreter:
         self.handles.append(self.ctx.options(queue="q", retry=value + 1).start("started", value))
         yield lambda: self.ctx.sleep(0)
 
+    def do_limited(self, value: int) -> Calls:
+        limits = {"start_timeout": value + 1, "attempt_timeout": value + 2, "heartbeat_timeout": 0.5}
+        self.trace.append(
+            (yield lambda: self.ctx.options(at_most_once=value % 2 == 0, retry=2, **limits).step("limited", value))
+        )
+
     def do_cancel_last(self, _: int) -> Calls:
         if self.handles:
             self.trace.append(self.handles.pop().cancel())
@@ -194,6 +203,11 @@ class Interpreter:
         handles = [self.ctx.start("gathered", index) for index in range(value % 4)]
         results = yield lambda: self.ctx.gather(*handles, return_exceptions=value % 2 == 0)
         self.trace.append([str(result) for result in results])
+
+    def do_continue(self, value: int) -> Calls:
+        # In a branch it is refused, and the program goes on; a third of the rest is left as it is.
+        if value % 3 == 0:
+            yield self.ctx.continue_as_new
 
     def do_map(self, value: int) -> Calls:
         tolerate = [None, 0, Tolerance(percent=40), Tolerance(successes=2)][value % 4]
@@ -507,9 +521,11 @@ def canonical(run: Run) -> list[str]:
         if payload and '"traceback":' in payload:
             form = json.loads(payload)
             payload = json.dumps({**form, "traceback": ""})
-        line = encode(replace(event, cause=ordinal[event.cause], payload=payload))
+        counted: Output = replace(event, cause=ordinal[event.cause], payload=payload)
+        if isinstance(counted, RunContinued):
+            counted = replace(counted, kept=[ordinal[seq] for seq in counted.kept])
         name = getattr(event, "task", getattr(event, "name", ""))
-        lines.append(f"{event.number} {name}" if name in SECRET else line)
+        lines.append(f"{event.number} {name}" if name in SECRET else encode(counted))
     return lines
 
 
