@@ -29,6 +29,7 @@ from durable_celery import (
 from durable_celery.client import Client
 from durable_celery.errors import DurableError, InboxFullError, InvalidRequestError, PayloadError, WorkflowCodeError
 from durable_celery.events import LocalStepCompleted, SignalReceived, StepScheduled
+from durable_celery.offsets import Offset
 from durable_celery.store.protocol import NewRun
 from durable_celery.testing import Environment, NothingLeftError
 from tests.testing import talking
