@@ -23,7 +23,12 @@ FAULTS = [
 ]
 
 #: Programs that have steps with several attempts.
-REPEATING = {"retries", "progress_of_a_step", "attempts_that_take_too_long"}
+REPEATING = {
+    "retries",
+    "progress_of_a_step",
+    "attempts_that_take_too_long",
+    "long_steps_that_outlive_their_run",
+}
 
 
 @pytest.mark.parametrize("program", [*PROGRAMS, *VOCABULARY], ids=lambda program: program.__name__)

@@ -665,6 +665,37 @@ def told_from_outside(world: World) -> Outcomes:
     return {"w": (DONE, ["the 1.", "the 2.", "StepTimeoutError"])}
 
 
+def long_steps_that_outlive_their_run(world: World) -> Outcomes:
+    """Each run leaves one step that waits for others, and one that beats and fails; in the next run they are others."""
+
+    def hand_out() -> None:
+        raise CompleteLater
+
+    def climb() -> None:
+        process = world.running
+        assert process.claim is not None
+        pulse = Pulse(process.engine, process.claim)
+        pulse.beat((pulse.progress or 0) + 1)
+        pulse.check()
+        raise ConnectionError("no end in sight")
+
+    policy = RetryPolicy(initial_interval=0.5, maximum_attempts=30)
+    outside, climbing = world.task(hand_out), world.task(climb)
+
+    def main(ctx: WorkflowContext, month: int = 1) -> Any:
+        ctx.options(heartbeat_timeout=90, timeout=900).start(outside)
+        ctx.options(retry=policy, heartbeat_timeout=60, attempt_timeout=120).start(climbing)
+        told = ctx.step(outside)
+        return told if month == 3 else ctx.continue_as_new(month + 1)
+
+    world.start(world.flow(main))
+    for seconds in (2, 40, 150, 300, 600):
+        for run in (1, 2, 3):
+            key = StepKey(workflow_id="w", run=run, number=3)
+            world.at(seconds, partial(world.complete, key, f"in run {run}"))
+    return {"w": (DONE, "in run 3")}
+
+
 def at_most_once(world: World) -> Outcomes:
     """Where nothing is lost it is a step like any other; where something is, the workflow hears of it."""
     begun: list[int] = []
@@ -695,6 +726,7 @@ VOCABULARY: tuple[Program, ...] = (
     progress_of_a_step,
     attempts_that_take_too_long,
     told_from_outside,
+    long_steps_that_outlive_their_run,
     at_most_once,
     batch_of_branches,
     batch_that_is_decided,

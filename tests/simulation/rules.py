@@ -79,6 +79,8 @@ class RuledStore(MemoryStore):
         if progress is not None:
             if isinstance(answer, Claim) and holder != owner:
                 self.found.append(f"rule 5: a heartbeat of {owner} was taken for step {key}, which {holder} has")
+            if isinstance(answer, Claim) and run is not None and not run.needs(key):
+                self.found.append(f"rule 5: a heartbeat of {owner} was taken for step {key}, which nobody waits for")
             return answer
         if isinstance(answer, Claim):
             self._check_token(str(key), answer.token, is_new=holder != owner)

@@ -100,6 +100,17 @@ async def awaiting(ctx: AsyncWorkflowContext, name: str, args: list[Any], option
     return await ctx.options(**options).step(app.tasks[name], *args)
 
 
+@durable_task(app=app)
+def rounds(ctx: WorkflowContext, name: str, args: list[Any], *, at_once: bool = False) -> Any:
+    """The first round leaves the step of the second one behind: begun by a worker, or not even that."""
+    handle = ctx.start(app.tasks[name], *args)
+    if ctx.info.run == 1:
+        if not at_once:
+            ctx.wait_signal("next")
+        ctx.continue_as_new(name, args)
+    return handle.result()
+
+
 @pytest.fixture
 def env() -> Iterator[Environment]:
     with Environment(app) as environment:
@@ -352,6 +363,75 @@ def test_a_child_takes_its_outcome_from_its_own_end(env: Environment) -> None:
         env.complete_step(f"{handle.id}/1.1")
     env.complete_step(f"{handle.id}/1.1/1.1", "from below")
     assert handle.get() == "from below"
+
+
+# -- steps that outlive their run --------------------------------------------------------------------------------------
+
+
+def test_a_token_of_an_earlier_run_takes_no_outcome(env: Environment) -> None:
+    handle = env.start(rounds, hand_out.name, [])
+    token, client = f"{handle.id}/1.1", env.system.binding.client
+
+    env.signal(handle, "next", value=True)
+
+    with pytest.raises(StepNotOpenError, match="is in its run 2; nothing was written"):
+        client.complete_step(token, 1)
+    with pytest.raises(StepNotOpenError, match="is in its run 2"):
+        client.fail_step(token, "no")
+    with pytest.raises(StepNotOpenError, match="is in its run 2"):
+        client.heartbeat_step(token, 1)
+    env.complete_step(f"{handle.id}/2.1", "of this run")
+    assert handle.get() == "of this run"
+
+
+def test_an_outcome_that_an_earlier_run_has_may_be_told_again(env: Environment) -> None:
+    handle = env.start(rounds, hand_out.name, [])
+    token = f"{handle.id}/1.1"
+    env.complete_step(token, [1])
+    env.signal(handle, "next", value=True)
+
+    env.complete_step(token, [1])
+    with pytest.raises(StepNotOpenError, match="is in its run 2"):
+        env.complete_step(token, [2])
+    env.complete_step(f"{handle.id}/2.1", [2])
+    assert handle.get() == [2]
+    env.complete_step(token, [1])
+
+
+def test_a_token_of_an_earlier_run_is_refused_for_a_step_that_still_runs(env: Environment) -> None:
+    told: list[str] = []
+    client = env.system.binding.client
+
+    def act(_: Any) -> None:
+        step = here()
+        if step.run == 1:
+            for tell in (client.complete_step, client.heartbeat_step):
+                with pytest.raises(StepNotOpenError, match="is in its run 2"):
+                    tell(step.key)
+                told.append(tell.__name__)
+
+    assert env.run(rounds, save.name, [0], at_once=True, steps={save: act}) is None
+
+    assert told == ["complete_step", "heartbeat_step"]
+
+
+def test_a_step_hears_at_its_heartbeat_that_its_run_is_over(env: Environment) -> None:
+    heard: list[str] = []
+
+    def act(_: Any) -> None:
+        step = here()
+        if step.run == 1:
+            with pytest.raises(StepCancelled, match="gone on as a new run") as caught:
+                step.heartbeat("far")
+            heard.append(step.key)
+            raise caught.value
+
+    handle = env.start(rounds, save.name, [0], at_once=True, steps={save: act})
+    env.skip(hours=1)
+
+    assert handle.get() is None
+    assert heard == [f"{handle.id}/1.1"]
+    assert [step.key for step in env.executed(save)] == [f"{handle.id}/1.1", f"{handle.id}/2.1"]
 
 
 # -- at most once ------------------------------------------------------------------------------------------------------

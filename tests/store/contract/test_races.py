@@ -15,7 +15,9 @@ from durable_celery.events import CancelRequested, Event, SignalReceived, TimerF
 from durable_celery.policy import RetryPolicy
 from durable_celery.store.protocol import Claim, Committed, Refusal, Refused, RunMessage, StepKey, Store, Turn
 from tests.store.backends import Backend
+from tests.store.invariants import snapshot
 from tests.store.moves import (
+    again,
     begin,
     call,
     cancel,
@@ -26,6 +28,7 @@ from tests.store.moves import (
     kinds,
     new,
     record,
+    refused,
     result,
     signal,
     step,
@@ -472,3 +475,63 @@ def test_two_that_tell_an_outcome_from_outside_record_one(backend: Backend, race
         assert first + second == 1
         assert kinds(store, name).count("StepCompleted") == 1
         assert record(store, name).steps == ()
+
+
+# -- what a step says while its run goes on as the next one ------------------------------------------------------------
+
+
+def going_on(name: str) -> Act:
+    return lambda other: turn(other, again(2), workflow_id=name)
+
+
+def test_a_heartbeat_and_the_continuation_leave_no_alarm(backend: Backend, racers: Racers) -> None:
+    store = backend.store
+    for number in range(ROUNDS):
+        name = f"beat-on-{number}"
+        begin(store, step(1, options={"heartbeat_timeout": 600}), workflow_id=name)
+        begun = claim(store, workflow_id=name)
+
+        beaten, _ = racers.race(beating(begun), going_on(name))
+
+        assert isinstance(beaten, Claim) or beaten.reason is Refusal.FINISHED
+        assert refused(store.claim(begun.key, begun.owner, progress="2")).reason is Refusal.FINISHED
+        assert ("deadline", name, 1) not in snapshot(store).agenda
+        assert kinds(store, name) == ["RunStarted"]
+
+
+def test_the_alarm_and_the_continuation_leave_nothing_in_the_new_log(backend: Backend, racers: Racers) -> None:
+    store = backend.store
+    for number in range(ROUNDS):
+        name = f"alarm-on-{number}"
+        store.renew(["p1"])
+        begin(store, step(1, options={"attempt_timeout": 5}), workflow_id=name)
+        claim(store, workflow_id=name)
+        backend.advance(5)
+
+        racers.race(sweeping, going_on(name))
+
+        assert kinds(store, name) == ["RunStarted"]
+        assert ("deadline", name, 1) not in snapshot(store).agenda
+
+
+def test_an_outcome_from_outside_and_the_continuation_leave_it_in_the_old_log_or_nowhere(
+    backend: Backend, racers: Racers
+) -> None:
+    store = backend.store
+    for number in range(ROUNDS):
+        name = f"told-on-{number}"
+        begin(store, step(1), workflow_id=name)
+        begun = claim(store, workflow_id=name)
+
+        def telling(other: Store, place: StepKey = begun.key) -> bool:
+            return other.finish(place, result(1, 0), token=None).recorded
+
+        def parking(other: Store, begun: Claim = begun) -> bool:
+            return other.postpone(begun.key, begun.owner, delay=None, error="")
+
+        recorded, _, _ = racers.race(telling, parking, going_on(name))
+
+        old = [type(item.event).__name__ for item in store.history(name, run=1)]
+        assert old.count("StepCompleted") == recorded
+        assert kinds(store, name) == ["RunStarted"]
+        assert snapshot(store).left[name] == []
