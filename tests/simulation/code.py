@@ -315,7 +315,8 @@ class Code:
             case ["dropped step" | "forgotten step", token, *_]:
                 return ctx.start(self.plus, token)
             case ["dropped child", "idle", _]:
-                return ctx.start(self.idle)
+                # It never ends by itself, and the code may be stopped before it drops it.
+                return ctx.options(parent_close="cancel").start(self.idle)
             case _:
                 return ctx.start(self.brief)
 
