@@ -517,7 +517,8 @@ class Store(Protocol):
     ) -> bool:
         """End an attempt without an outcome; the step is sent again after ``delay`` (worker).
 
-        None is never: the step is WAITING for an outcome from outside, with the limits of the attempt.
+        None is never: the step is WAITING for an outcome from outside, with the limits of the attempt. Where nobody
+        waits for the step any more (its run has closed or continued) it goes.
 
         ``retries`` and ``override`` stay as they were if they are None.
         The claim is known by its owner text, as in :meth:`release`; False if it is not the step's any more.
