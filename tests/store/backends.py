@@ -8,10 +8,13 @@ from typing import Any, Protocol
 from uuid import uuid4
 
 import redis
+from sqlalchemy import delete, update
 
 from durable_celery.store.memory import MemoryStore
 from durable_celery.store.protocol import Store, Timing
 from durable_celery.store.redis import RedisStore
+from durable_celery.store.sql import SqlStore
+from tests.databases import Database
 
 #: Where the manual clock begins, in ms since 1970.
 EPOCH = 1_700_000_000_000
@@ -100,6 +103,41 @@ class RedisBackend:
 
     def _keys(self) -> list[str]:
         return list(self._client.scan_iter(match=f"{self._namespace}:*", count=1000))
+
+
+class SqlBackend:
+    """An SQL store over tables that the whole session uses, emptied for each test.
+
+    The database's clock cannot be moved, so everything that has a due time is moved instead, as for Redis.
+    """
+
+    def __init__(self, database: Database, timing: Timing) -> None:
+        self._database, self._timing = database, timing
+        self._sql = self.another()
+        self.store: Store = self._sql
+        self.delete()
+
+    def advance(self, seconds: float) -> None:
+        tables, milliseconds = self._sql._server.tables, round(seconds * 1000)
+        times = (
+            (tables.runs, ("due_at",)),
+            (tables.commands, ("due_at", "alarm_at", "next_at")),
+            (tables.owners, ("ends_at",)),
+        )
+        with self._sql._server.engine.begin() as connection:
+            for table, names in times:
+                connection.execute(update(table).values({name: table.c[name] - milliseconds for name in names}))
+            begins = tables.commands.c.not_before
+            connection.execute(update(tables.commands).where(begins > 0).values(not_before=begins - milliseconds))
+
+    def another(self) -> SqlStore:
+        return SqlStore(self._database.url, namespace=self._database.namespace, timing=self._timing)
+
+    def delete(self) -> None:
+        with self._sql._server.engine.begin() as connection:
+            for table in reversed(self._sql._server.tables.metadata.sorted_tables):
+                connection.execute(delete(table))
+        self._sql.close()
 
 
 def server_client(url: str) -> Any:

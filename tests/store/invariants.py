@@ -28,6 +28,7 @@ from durable_celery.events import (
 from durable_celery.store.memory import MemoryStore
 from durable_celery.store.protocol import RunRecord, StepState, Store
 from durable_celery.store.redis import RedisStore
+from durable_celery.store.sql import SqlStore
 
 #: kind, workflow id or process, command number
 Entry = tuple[str, str, int]
@@ -54,6 +55,8 @@ def snapshot(store: Store) -> Snapshot:
             process: {("step" if number else "run", name, number) for name, number in things}
             for process, things in store.held.items()
         }
+    elif isinstance(store, SqlStore):
+        ids, agenda, held = _read_sql(store)
     else:
         assert isinstance(store, RedisStore)
         ids, agenda, held = _read_redis(store)
@@ -101,6 +104,43 @@ def _read_redis(store: RedisStore) -> tuple[list[str], dict[Entry, int], dict[st
     assert len(ids) == len(set(ids)), "a run stands in two indexes"
     assert tables["run"] == tables["log"] == set(ids), "record, log and index do not go together"
     assert tables["open"] | tables["keys"] <= set(ids), "tables of runs that are no more"
+    return ids, agenda, held
+
+
+def raw_rows(store: SqlStore) -> dict[str, list[dict[str, Any]]]:
+    """Return all rows of an SQL store, by the last part of their tables' names."""
+    tables = store._server.tables.metadata.sorted_tables
+    with store._server.engine.begin() as connection:
+        return {
+            table.name.rpartition("_")[2]: [dict(row._mapping) for row in connection.execute(table.select())]
+            for table in tables
+        }
+
+
+def _read_sql(store: SqlStore) -> tuple[list[str], dict[Entry, int], dict[str, set[Entry]]]:
+    rows = raw_rows(store)
+    ids = [row["workflow_id"] for row in rows["runs"]]
+    agenda: dict[Entry, int] = {("owner", row["process"], 0): row["ends_at"] for row in rows["owners"]}
+    held: dict[str, set[Entry]] = {}
+    for row in rows["runs"]:
+        if row["due_at"] is not None:
+            agenda["retention" if row["delivered"] else "run", row["workflow_id"], 0] = row["due_at"]
+        if row["process"] is not None:
+            held.setdefault(row["process"], set()).add(("run", row["workflow_id"], 0))
+    for row in rows["commands"]:
+        place = row["workflow_id"], row["number"]
+        if row["due_at"] is not None:
+            agenda["timer" if row["state"] == "timer" else "step", *place] = row["due_at"]
+        if row["alarm_at"] is not None:
+            agenda["deadline", *place] = row["alarm_at"]
+        if row["process"] is not None:
+            held.setdefault(row["process"], set()).add(("step", *place))
+        assert row["next_at"] == min((at for at in (row["due_at"], row["alarm_at"]) if at is not None), default=None)
+        assert row["state"] != "cancelled" or row["due_at"] is None, "a mark that falls due"
+    for name in ("commands", "events", "inputs"):
+        assert {row["workflow_id"] for row in rows[name]} <= set(ids), f"{name} of runs that are no more"
+    for row in (*rows["runs"], *rows["commands"]):
+        assert (row["owner"] or "").partition("#")[0] == (row["process"] or ""), "a process that is not its owner's"
     return ids, agenda, held
 
 
