@@ -67,5 +67,5 @@ def tables_at(url: str) -> Generator[Database]:
     try:
         yield database
     finally:
-        store.drop()
+        store._server.drop()
         store.close()

@@ -12,6 +12,7 @@ from __future__ import annotations
 import click
 
 from durable_celery.cli.export import export
+from durable_celery.cli.migrate import migrate
 from durable_celery.cli.runs import cancel, history, list_, show, signal
 
 __all__ = ["durable"]
@@ -22,5 +23,5 @@ def durable() -> None:
     """Look at durable workflows, signal and cancel them, save their histories."""
 
 
-for _command in (list_, show, history, export, signal, cancel):
+for _command in (list_, show, history, export, signal, cancel, migrate):
     durable.add_command(_command)

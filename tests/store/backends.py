@@ -135,7 +135,8 @@ class SqlBackend:
 
     def delete(self) -> None:
         with self._sql._server.engine.begin() as connection:
-            for table in reversed(self._sql._server.tables.metadata.sorted_tables):
+            tables = self._sql._server.tables
+            for table in (tables.events, tables.inputs, tables.commands, tables.runs, tables.owners):
                 connection.execute(delete(table))
         self._sql.close()
 

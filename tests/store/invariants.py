@@ -56,7 +56,7 @@ def snapshot(store: Store) -> Snapshot:
             for process, things in store.held.items()
         }
     elif isinstance(store, SqlStore):
-        ids, agenda, held = _read_sql(store)
+        ids, agenda, held = read_sql(store)
     else:
         assert isinstance(store, RedisStore)
         ids, agenda, held = _read_redis(store)
@@ -117,7 +117,8 @@ def raw_rows(store: SqlStore) -> dict[str, list[dict[str, Any]]]:
         }
 
 
-def _read_sql(store: SqlStore) -> tuple[list[str], dict[Entry, int], dict[str, set[Entry]]]:
+def read_sql(store: SqlStore) -> tuple[list[str], dict[Entry, int], dict[str, set[Entry]]]:
+    """Return the ids, the agenda and what is held, from the rows of an SQL store."""
     rows = raw_rows(store)
     ids = [row["workflow_id"] for row in rows["runs"]]
     agenda: dict[Entry, int] = {("owner", row["process"], 0): row["ends_at"] for row in rows["owners"]}

@@ -18,7 +18,7 @@ from durable_celery.store.sql.tables import CommandRow, EventRow, RunRow, proces
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from sqlalchemy import Connection, Row
+    from sqlalchemy import Connection
 
     from durable_celery.store.protocol import Timing
     from durable_celery.store.sql.statements import Statements
@@ -66,16 +66,17 @@ class Desk:
     # -- reading -----------------------------------------------------------------------------------------------------
 
     def read(self, workflow_id: str) -> RunRow | None:
-        """Read a run and the clock, without a lock."""
-        row = self.ask(self.statements.read_run, workflow_id=workflow_id).first()
-        return self._note_run(row)
+        """Read the clock, and a run without a lock."""
+        row = self.ask(self.statements.read_start, workflow_id=workflow_id).one()
+        self.now = row.now
+        return None if row.run_workflow_id is None else self.note_run(row)
 
     def lock(self, workflow_id: str, *, mine: str = "", key: str = "") -> tuple[RunRow | None, bool]:
         """Lock a run; tell whether an input with a key was accepted (False is to be proved by the write)."""
         values = {"workflow_id": workflow_id, "mine": process_of(mine), "key": key}
         row = self.ask(self.statements.lock_run, **values).first()
         self._note_mine(row, mine)
-        return self._note_run(row), bool(row and row.accepted)
+        return None if row is None else self.note_run(row), bool(row and row.accepted)
 
     def lock_command(self, workflow_id: str, number: int, *, mine: str = "") -> tuple[RunRow | None, CommandRow | None]:
         """Lock a run with one of its commands."""
@@ -83,7 +84,7 @@ class Desk:
         row = self.ask(self.statements.lock_command, **values).first()
         if row is not None:
             self._note_mine(row, mine)
-            return self._note_run(row), self.note_command(row)
+            return self.note_run(row), self.note_command(row)
         # There was no such command when the statement began; there may be one by now.
         run, _ = self.lock(workflow_id, mine=mine)
         return run, None if run is None or number > run.last_number else self.command(workflow_id, number)
@@ -115,11 +116,6 @@ class Desk:
     def ask(self, statement: Any, **values: Any) -> Any:
         """Execute a statement."""
         return self.connection.execute(statement, values)
-
-    def _note_run(self, row: Row[Any] | None) -> RunRow | None:
-        if row is None:
-            return None
-        return self.note_run(row)
 
     def note_run(self, row: Any) -> RunRow:
         """Keep a run that was read, with the clock and the end of its owner."""

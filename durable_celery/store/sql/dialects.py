@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy import BigInteger, Engine, event, literal_column
 from sqlalchemy.dialects import mysql, postgresql, sqlite
 from sqlalchemy.engine import make_url
-from sqlalchemy.exc import ArgumentError, DBAPIError, IntegrityError, InterfaceError
+from sqlalchemy.exc import ArgumentError, DBAPIError, IntegrityError, InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
 from durable_celery.errors import ConfigurationError
@@ -63,8 +63,10 @@ def url_of(text: str) -> URL:
         ConfigurationError: it is no URL of a database that this store knows.
     """
     scheme, separator, rest = text.partition("://")
-    for prefix in ("sqla+", "db+"):
-        scheme = scheme.removeprefix(prefix)
+    plain = scheme.removeprefix("sqla+").removeprefix("db+")
+    if plain != scheme:
+        # The driver is then for kombu or Celery; the store has its own.
+        scheme = plain.partition("+")[0]
     if not separator or scheme not in SCHEMES:
         raise ConfigurationError(
             f"durable_store has the scheme {scheme!r}: an SQL store takes postgresql+psycopg://, mysql+pymysql:// or "
@@ -88,7 +90,13 @@ def connect_arguments(url: URL) -> dict[str, Any]:
     match url.get_backend_name():
         case "postgresql":
             # What of this the URL says itself stays as it is.
-            keep = {"connect_timeout": 5, "keepalives_idle": 5, "keepalives_interval": 2, "tcp_user_timeout": 10_000}
+            keep: dict[str, Any] = {
+                "connect_timeout": 5,
+                "keepalives_idle": 5,
+                "keepalives_interval": 2,
+                "tcp_user_timeout": 10_000,
+            }
+            keep |= {"application_name": "durable_celery"}
             return {name: value for name, value in keep.items() if name not in url.query}
         case "sqlite":
             return {"timeout": LOCK_TIMEOUT, "check_same_thread": False}
@@ -184,14 +192,15 @@ def trouble_of(error: Exception) -> Trouble:
         return known
     if _NO_ENTRY.search(str(error.orig)):
         return Trouble.REFUSED
-    is_lost = error.connection_invalidated or isinstance(error, InterfaceError) or not code
+    # The drivers' own words without a code: of an operational error they are about the connection.
+    is_lost = isinstance(error, InterfaceError) or (isinstance(error, OperationalError) and not code)
+    is_lost = is_lost or error.connection_invalidated
     return Trouble.AWAY if is_lost else Trouble.FAULT
 
 
 def _code_of(error: DBAPIError) -> str:
     """Return PostgreSQL's SQLSTATE, MySQL's number, SQLite's words; "" where there is none."""
     origin: Any = error.orig
-    if hasattr(origin, "sqlstate"):
-        return origin.sqlstate or ""
     first = origin.args[0] if origin is not None and origin.args else ""
-    return str(first)
+    # PyMySQL knows SQLSTATEs as well, but MySQL's own numbers say more.
+    return str(first) if isinstance(first, int) else str(getattr(origin, "sqlstate", first) or "")

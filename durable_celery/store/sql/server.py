@@ -14,6 +14,7 @@ from durable_celery.errors import ConfigurationError, StoreError, StoreUnavailab
 from durable_celery.store.sql.desk import Desk, ExpiredError
 from durable_celery.store.sql.dialects import SCHEMES, Trouble, connect_arguments, prepare, trouble_of
 from durable_celery.store.sql.owners import free_process
+from durable_celery.store.sql.schema import SCHEMA, create_tables, drop_tables, migrate, version_of
 from durable_celery.store.sql.statements import Statements
 from durable_celery.store.sql.tables import Tables
 from durable_celery.store.sql.writing import ArrayWriter, Writer
@@ -43,10 +44,13 @@ class Server:
 
     def __init__(self, url: URL, namespace: str, timing: Timing, now: ColumnElement[int] | None = None) -> None:
         self.url, self.timing, self.tables = url, timing, Tables(namespace)
-        dialect = url.get_backend_name()
-        self.statements = Statements(self.tables, dialect, now)
-        kind = ArrayWriter if dialect == "postgresql" else Writer
-        self.writer = kind(self.tables, dialect, self.statements.read_events)
+        #: ``postgresql``, ``mysql``, ``mariadb`` or ``sqlite``.
+        self.dialect = url.get_backend_name()
+        self.namespace = namespace
+        self.statements = Statements(self.tables, self.dialect, now)
+        kind = ArrayWriter if self.dialect == "postgresql" else Writer
+        self.writer = kind(self.tables, self.dialect, self.statements.read_events)
+        self._is_checked = False
         self._engine: Engine | None = None
         self._pid = 0
         #: Engines of the process that we were forked from. Closing their connections would end them there.
@@ -67,6 +71,7 @@ class Server:
         Raises:
             StoreUnavailableError: the database does not answer, or the verb lost too often.
         """
+        self._check_schema()
         return self._patiently(lambda: self._once(act))
 
     def read(self, act: Callable[[Connection], T]) -> T:
@@ -75,6 +80,7 @@ class Server:
         Raises:
             StoreUnavailableError: the database does not answer.
         """
+        self._check_schema()
 
         def once() -> T:
             with self._plain.connect() as connection:
@@ -88,12 +94,47 @@ class Server:
         """Give back all that a dead process holds, and forget the process. False if it is alive, or not known."""
         return self._patiently(lambda: self._once(lambda desk: free_process(desk, process)))
 
+    def migrate(self) -> int:
+        """Bring the tables up to date, and return the number of their schema."""
+
+        def act(connection: Connection) -> int:
+            migrate(connection, self.namespace)
+            return version_of(connection, self.tables)
+
+        return self._patiently(lambda: self._in_transaction(act))
+
+    def drop(self) -> None:
+        """Drop the tables with all that they hold (tests)."""
+        self._patiently(lambda: self._in_transaction(lambda connection: drop_tables(connection, self.namespace)))
+        self._is_checked = False
+
+    def _check_schema(self) -> None:
+        """Refuse tables that are not there, or old; an SQLite file gets them at its first use."""
+        if self._is_checked:
+            return
+        if self.dialect == "sqlite":
+            self._patiently(lambda: self._in_transaction(lambda connection: create_tables(connection, self.namespace)))
+        else:
+            version = self._patiently(lambda: self._in_transaction(lambda given: version_of(given, self.tables)))
+            if version < SCHEMA:
+                raise self._old_schema(f"schema {version} was found, {SCHEMA} is needed")
+        self._is_checked = True
+
+    def _old_schema(self, words: str) -> ConfigurationError:
+        return ConfigurationError(
+            f"the tables {self.namespace}_* of durable_celery are missing in the database, or are those of another "
+            f"release: {words}. Run: celery -A <app> durable migrate"
+        )
+
     def _once(self, act: Callable[[Desk], T]) -> T:
+        return self._in_transaction(lambda given: act(Desk(given, self.statements, self.writer, self.timing)))
+
+    def _in_transaction(self, act: Callable[[Connection], T]) -> T:
         with self.engine.connect() as connection:
-            if self.url.get_backend_name() == "sqlite":
+            if self.dialect == "sqlite":
                 # SQLite would otherwise begin as a reader, and fail where another one writes meanwhile.
                 connection.exec_driver_sql("BEGIN IMMEDIATE")
-            answer = act(Desk(connection, self.statements, self.writer, self.timing))
+            answer = act(connection)
             connection.commit()
             return answer
 
@@ -116,17 +157,14 @@ class Server:
 
     def _told(self, trouble: Trouble, error: SQLAlchemyError) -> StoreError | ConfigurationError:
         # The driver's words only: SQLAlchemy's would have the statement and its parameters, which are payloads.
-        words = str(getattr(error, "orig", None) or error).strip()
+        words = str(getattr(error, "orig", None) or error).strip().partition("\n")[0]
         match trouble:
             case Trouble.CONFLICT:
                 return StoreUnavailableError(f"the database is too busy with other transactions: {words}")
             case Trouble.AWAY:
                 return StoreUnavailableError(f"the database does not answer: {words}")
             case Trouble.SCHEMA:
-                return ConfigurationError(
-                    f"the tables {self.tables.runs.name} and its siblings are missing in the database, or are those of "
-                    f"another release: {words}. Run: celery -A <app> durable migrate"
-                )
+                return self._old_schema(words)
             case Trouble.REFUSED:
                 return ConfigurationError(f"the database does not allow this: {words}")
             case _:
@@ -135,14 +173,13 @@ class Server:
     @property
     def _plain(self) -> Engine:
         """The engine for single statements, without BEGIN and COMMIT around them."""
-        if self.url.get_backend_name() == "postgresql":
+        if self.dialect == "postgresql":
             return self.engine.execution_options(isolation_level="AUTOCOMMIT")
         return self.engine
 
     def _make_engine(self) -> Engine:
-        name = self.url.get_backend_name()
         # The default of MySQL locks the gaps between rows too, and reads what was true at the first statement.
-        level = {} if name == "sqlite" else {"isolation_level": "READ COMMITTED"}
+        level = {} if self.dialect == "sqlite" else {"isolation_level": "READ COMMITTED"}
         try:
             engine = create_engine(
                 self.url,

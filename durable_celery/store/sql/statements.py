@@ -16,6 +16,7 @@ from sqlalchemy import (
     delete,
     exists,
     func,
+    null,
     or_,
     select,
     true,
@@ -61,9 +62,13 @@ class Statements:
         return self._run.where(self.tables.runs.c.workflow_id == bindparam("workflow_id"))
 
     @cached_property
-    def read_clock(self) -> Query:
-        """The clock alone."""
-        return select(self.now)
+    def read_start(self) -> Query:
+        """The clock, and a run if there is one, without a lock. Takes workflow_id."""
+        runs = self.tables.runs
+        clock_row = select(self.now.label("now")).subquery()
+        columns = [runs.c[name].label(f"run_{name}") for name in RunRow.names()]
+        joined = clock_row.outerjoin(runs, runs.c.workflow_id == bindparam("workflow_id"))
+        return select(*columns, clock_row.c.now, null().label("owner_ends")).select_from(joined)
 
     @cached_property
     def lock_run(self) -> Query:

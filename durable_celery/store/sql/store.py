@@ -33,6 +33,7 @@ from durable_celery.store.protocol import (
     Appended,
     Claim,
     Committed,
+    Finding,
     Finished,
     Lease,
     NewRun,
@@ -50,6 +51,7 @@ from durable_celery.store.protocol import (
     Turn,
 )
 from durable_celery.store.sql import rules
+from durable_celery.store.sql.checks import QUESTIONS, check_database
 from durable_celery.store.sql.desk import PAGE, Desk, recorded
 from durable_celery.store.sql.dialects import url_of
 from durable_celery.store.sql.owners import renew
@@ -61,7 +63,7 @@ from durable_celery.store.sql.tables import CommandRow, RunRow, process_of
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from sqlalchemy import ColumnElement
+    from sqlalchemy import ColumnElement, Connection
 
 __all__ = ["SqlStore"]
 
@@ -94,13 +96,29 @@ class SqlStore:
         self.timing = timing
         self._server = Server(url_of(url), namespace, timing, now)
 
-    def migrate(self) -> None:
-        """Bring the tables up to date."""
-        self._server.tables.metadata.create_all(self._server.engine)
+    def migrate(self) -> int:
+        """Bring the tables up to date, and return the number of their schema (operator). May be repeated.
 
-    def drop(self) -> None:
-        """Drop the tables with all that they hold (tests)."""
-        self._server.tables.metadata.drop_all(self._server.engine)
+        Raises:
+            ConfigurationError: Alembic is not installed, or the database does not allow it.
+            StoreUnavailableError: the database does not answer.
+        """
+        return self._server.migrate()
+
+    def findings(self) -> list[Finding]:
+        """Return what is to be said about the database's settings.
+
+        Raises:
+            ConfigurationError: the tables are missing or old.
+            StoreUnavailableError: the database does not answer.
+        """
+        kind = "mysql" if self._server.dialect == "mariadb" else self._server.dialect
+
+        def ask(connection: Connection) -> dict[str, str]:
+            answers = (connection.exec_driver_sql(question).all() for question in QUESTIONS[kind])
+            return {str(name): str(value) for rows in answers for name, value in rows}
+
+        return check_database(kind, self._server.read(ask))
 
     def close(self) -> None:
         """Close the connections of this process; the next verb makes new ones."""
@@ -309,7 +327,6 @@ def _start(desk: Desk, new: NewRun) -> Started:
             raise WorkflowConflictError(new.workflow_id, f"{run.name} ({run.digest})", f"{new.name} ({new.digest})")
         begins = run.status == RunStatus.PENDING and run.gate != "shut"
         return Started(created=False, message=run_message(run) if begins else None)
-    desk.now = desk.ask(desk.statements.read_clock).scalar()
     run = RunRow(
         workflow_id=new.workflow_id,
         name=new.name,

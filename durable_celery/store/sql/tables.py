@@ -6,6 +6,7 @@
 ``_commands``  what is open: steps without an outcome, timers, and marks of steps that the workflow cancelled
 ``_inputs``    keys of the inputs that were accepted
 ``_owners``    the processes that are known, and when each of them expires
+``_schema``    the number of this form of the tables
 =============  ==========================================================================================
 
 There is no table for the agenda: whatever falls due has its time in its own row (``due_at`` of a run, ``next_at`` of
@@ -95,6 +96,12 @@ class Tables:
             self.metadata,
             Column("process", Name(512), primary_key=True),
             Column("ends_at", BigInteger, nullable=False),
+            **_MYSQL,
+        )
+        self.schema = Table(
+            f"{namespace}_schema",
+            self.metadata,
+            Column("version", Integer, primary_key=True, autoincrement=False),
             **_MYSQL,
         )
         self.runs = self._runs(namespace)
