@@ -6,12 +6,14 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Generator, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
 
 import pytest
 from sqlalchemy import create_engine, event, inspect, text
 from sqlalchemy.engine import Engine
+from sqlalchemy.exc import OperationalError
 
 from durable_celery.errors import ConfigurationError, StoreUnavailableError
 from durable_celery.events import SignalReceived
@@ -44,6 +46,7 @@ from tests.store.moves import (
     timer,
     turn,
 )
+from tests.waiting import wait_until
 
 DATABASES = ["sqlite", "postgresql", "mariadb"]
 
@@ -339,6 +342,44 @@ def test_commit_whose_answer_is_lost_takes_effect_once(on_postgresql: SqlBackend
     assert done.turn is not None
     assert kinds(store) == ["RunStarted", "StepScheduled", "StepCompleted"]
     assert record(store).token == 2
+
+
+@pytest.mark.parametrize("database", ["postgresql", "mariadb"])
+def test_a_deadlock_is_repeated(request: pytest.FixtureRequest, database: str) -> None:
+    """Freeing locks `a` and then `b`; another client has `b` and then wants `a`."""
+    made = SqlBackend(request.getfixturevalue(f"{database}_tables"), Timing())
+    store, runs = made._sql, made._sql._server.tables.runs
+    for name in ("a", "b"):
+        begin(store, step(1), workflow_id=name)
+        claim(store, owner=call("mortal"), workflow_id=name)
+    store.renew([], gone=["mortal"])
+    engine = create_engine(store._server.url)
+    with engine.connect() as other, ThreadPoolExecutor(1) as pool:
+        # More to undo makes it the dearer one to end, where the server asks for that.
+        other.execute(runs.update().where(runs.c.workflow_id == "b").values(waiting="x" * 10_000))
+        freed = pool.submit(store._server.free, "mortal")
+        try:
+            # Not before the other side waits: else there is no deadlock.
+            wait_until(lambda: _waits_for_a_lock(engine, database), 10)
+            other.execute(runs.select().where(runs.c.workflow_id == "a").with_for_update())
+        except OperationalError:
+            pass  # the server chose this side
+        other.rollback()
+
+        assert freed.result(20)
+
+    assert [record(store, name).steps[0].lost for name in ("a", "b")] == [1, 1]
+    check_invariants(store)
+    made.delete()
+
+
+def _waits_for_a_lock(engine: Engine, database: str) -> bool:
+    questions = {
+        "postgresql": "SELECT count(*) FROM pg_locks WHERE NOT granted",
+        "mariadb": "SELECT count(*) FROM information_schema.innodb_lock_waits",
+    }
+    with engine.connect() as connection:
+        return bool(connection.execute(text(questions[database])).scalar())
 
 
 def administrator(store: SqlStore) -> Engine:
