@@ -1,33 +1,19 @@
 """The store on PostgreSQL, MariaDB/MySQL or SQLite: each verb is one transaction.
 
-A verb locks the row of its run, decides, and writes once (:mod:`.desk`). What verbs share stands in :mod:`.rules`, what
-is due in :mod:`.sweep`, processes in :mod:`.owners`. The database's clock is the only clock.
+A verb locks the row of its run, decides, and writes once (:mod:`.desk`). The longer verbs stand in :mod:`.runs` and
+:mod:`.steps`, what verbs share in :mod:`.rules`, what is due in :mod:`.sweep`, processes in :mod:`.owners`. The
+database's clock is the only clock.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from durable_celery.errors import (
-    InboxFullError,
-    StaleLeaseError,
-    WorkflowClosedError,
-    WorkflowConflictError,
-    WorkflowNotFoundError,
-)
 from durable_celery.events import (
-    CancelRequested,
-    CommandCancelled,
     Event,
     Recorded,
-    RunCancelled,
-    RunCompleted,
-    RunFailed,
-    RunStarted,
     StepCompleted,
     StepFailed,
-    TimerFired,
-    encode,
 )
 from durable_celery.store.protocol import (
     Appended,
@@ -50,15 +36,15 @@ from durable_celery.store.protocol import (
     Timing,
     Turn,
 )
-from durable_celery.store.sql import rules
+from durable_celery.store.sql import rules, runs, steps
 from durable_celery.store.sql.checks import QUESTIONS, check_database
-from durable_celery.store.sql.desk import PAGE, Desk, recorded
+from durable_celery.store.sql.desk import Desk, recorded
 from durable_celery.store.sql.dialects import url_of
 from durable_celery.store.sql.owners import renew
-from durable_celery.store.sql.rules import CANCELLED, TIMER, milliseconds, record_of, run_message, storable, wake
+from durable_celery.store.sql.rules import milliseconds, record_of, storable
 from durable_celery.store.sql.server import Server
 from durable_celery.store.sql.sweep import settle
-from durable_celery.store.sql.tables import CommandRow, RunRow, process_of
+from durable_celery.store.sql.tables import CommandRow, RunRow
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -66,9 +52,6 @@ if TYPE_CHECKING:
     from sqlalchemy import ColumnElement, Connection
 
 __all__ = ["SqlStore"]
-
-_ENDS = RunCompleted | RunFailed | RunCancelled
-_STEP_STATES = frozenset(StepState)
 
 
 class SqlStore:
@@ -78,6 +61,7 @@ class SqlStore:
         url: A ``postgresql+psycopg://``, ``mysql+pymysql://`` or ``sqlite:///`` URL.
         namespace: First part of the names of all tables. Stores with different namespaces never meet.
         timing: The waits that go into the agenda.
+        now: A clock in the place of the database's (simulations).
 
     No connection is made before the first verb.
 
@@ -128,11 +112,11 @@ class SqlStore:
 
     def start(self, new: NewRun) -> Started:
         """See :meth:`Store.start`."""
-        return self._server.transact(lambda desk: _start(desk, new))
+        return self._server.transact(lambda desk: runs.start(desk, new))
 
     def append(self, workflow_id: str, event: Event, *, key: str, room: int = 0) -> Appended:
         """See :meth:`Store.append`."""
-        return self._server.transact(lambda desk: _append(desk, workflow_id, event, key, room))
+        return self._server.transact(lambda desk: runs.append(desk, workflow_id, event, key, room))
 
     def take(self, workflow_id: str, owner: str, *, known: int) -> Turn | Refused:
         """See :meth:`Store.take`."""
@@ -146,14 +130,14 @@ class SqlStore:
             if rules.is_held(desk, run, owner):
                 return Refused(reason=Refusal.HELD)
             rules.grant(desk, run, owner)
-            return _turn(desk, run, known, run.length)
+            return runs.turn_of(desk, run, known, run.length)
 
         return self._server.transact(act)
 
     def commit(self, lease: Lease, outputs: Sequence[Event], *, read: int, waiting: str, hold: bool) -> Committed:
         """See :meth:`Store.commit`."""
         return self._server.transact(
-            lambda desk: _commit(desk, lease, outputs, read=read, waiting=waiting, hold=hold),
+            lambda desk: runs.commit(desk, lease, outputs, read=read, waiting=waiting, hold=hold),
         )
 
     def release(self, workflow_id: str, owner: str, *, delay: float, reason: str = "") -> None:
@@ -189,7 +173,7 @@ class SqlStore:
 
     def claim(self, key: StepKey, owner: str) -> Claim | Refused:
         """See :meth:`Store.claim`."""
-        return self._server.transact(lambda desk: _claim(desk, key, owner))
+        return self._server.transact(lambda desk: steps.claim(desk, key, owner))
 
     def finish(
         self,
@@ -202,7 +186,7 @@ class SqlStore:
     ) -> Finished:
         """See :meth:`Store.finish`."""
         return self._server.transact(
-            lambda desk: _finish(desk, key, outcome, token=token, take_over=take_over, known=known),
+            lambda desk: steps.finish(desk, key, outcome, token=token, take_over=take_over, known=known),
         )
 
     def postpone(
@@ -294,8 +278,8 @@ class SqlStore:
         if not rows:
             return None
         commands = (CommandRow.read(row, "command_") for row in rows if row.command_number is not None)
-        steps = tuple(_pending(step) for step in commands if step.state in _STEP_STATES)
-        return record_of(RunRow.read(rows[0], "run_"), steps)
+        pending = tuple(_pending(step) for step in commands if step.state in steps.STEP_STATES)
+        return record_of(RunRow.read(rows[0], "run_"), pending)
 
     def history(self, workflow_id: str, *, after: int = 0, limit: int = 1000) -> list[Recorded]:
         """See :meth:`Store.history`."""
@@ -318,203 +302,6 @@ class SqlStore:
         found = tuple(record_of(RunRow.read(row, "run_")) for row in rows[:limit])
         more = len(rows) > limit
         return RunPage(runs=found, cursor=f"{found[-1].created_at}:{found[-1].workflow_id}" if more else None)
-
-
-def _start(desk: Desk, new: NewRun) -> Started:
-    run = desk.read(new.workflow_id)
-    if run is not None:
-        if (run.name, run.digest) != (new.name, new.digest):
-            raise WorkflowConflictError(new.workflow_id, f"{run.name} ({run.digest})", f"{new.name} ({new.digest})")
-        begins = run.status == RunStatus.PENDING and run.gate != "shut"
-        return Started(created=False, message=run_message(run) if begins else None)
-    run = RunRow(
-        workflow_id=new.workflow_id,
-        name=new.name,
-        digest=new.digest,
-        parent=new.parent,
-        envelope=new.envelope,
-        created_at=desk.now,
-        status=RunStatus.PENDING.value,
-    )
-    desk.create(run)
-    start_at = desk.now + milliseconds(new.delay) if new.delay else None
-    expires_at = None if new.expires is None else desk.now + milliseconds(new.expires)
-    first = RunStarted(payload=new.payload, name=new.name, start_at=start_at, expires_at=expires_at, parent=new.parent)
-    desk.append(run, encode(first))
-    message = None
-    if start_at is None:
-        message = wake(desk, run)
-    else:
-        run.gate = "shut"
-        rules.put_timer(desk, run, 0, start_at)
-    # A start that raced with this one makes the write fail, and all is done again.
-    desk.write()
-    return Started(created=True, message=message)
-
-
-def _append(desk: Desk, workflow_id: str, event: Event, key: str, room: int) -> Appended:
-    run, was_accepted = desk.lock(workflow_id, key=key)
-    if run is None:
-        raise WorkflowNotFoundError(workflow_id)
-    timer = None
-    if isinstance(event, TimerFired):
-        timer = desk.command(workflow_id, event.number)
-        was_accepted = run.gate == "open" if not event.number else timer is None or timer.state != TIMER
-    if was_accepted or (isinstance(event, CancelRequested) and run.cancel_requested):
-        message = wake(desk, run, again=True)
-        desk.write()
-        return Appended(added=False, message=message)
-    if rules.is_closed(run):
-        if (
-            not isinstance(event, TimerFired)
-            and desk.ask(desk.statements.read_key, workflow_id=workflow_id, key=key).scalar()
-        ):
-            # Accepted while we waited for the lock, and the run has ended since.
-            return Appended(added=False, message=None)
-        raise WorkflowClosedError(workflow_id, RunStatus(run.status))
-    if 0 < room <= (unread := run.length - run.read_to):
-        raise InboxFullError(workflow_id, unread)
-    if not isinstance(event, TimerFired):
-        desk.note_key(workflow_id, key)
-    elif not event.number:
-        run.gate = "open"
-    if timer is not None:
-        desk.drop(timer)
-    run.cancel_requested |= isinstance(event, CancelRequested)
-    desk.append(run, encode(event))
-    message = wake(desk, run)
-    desk.write()
-    return Appended(added=True, message=message)
-
-
-def _turn(desk: Desk, run: RunRow, known: int, length: int) -> Turn:
-    """Write, and return the turn of the run's new owner; ``length`` is that of the history before this transaction."""
-    page = desk.write((run.workflow_id, run.run, known, length) if known < length else None)
-    return rules.turn(run, (*page, *desk.appended(run, known))[:PAGE], desk.now)
-
-
-def _commit(desk: Desk, lease: Lease, outputs: Sequence[Event], *, read: int, waiting: str, hold: bool) -> Committed:
-    run, _ = desk.lock(lease.workflow_id)
-    if run is not None and _is_repeated(desk, run, lease, outputs, read):
-        page = desk.events((run.workflow_id, run.run, read, run.read_to - len(outputs)))
-        return Committed(events=page, length=run.read_to, held=run.owner is not None, now=desk.now)
-    if run is None or not _may_write(run, lease, outputs, read):
-        raise StaleLeaseError(_stale_story(run, lease, read))
-    if any(isinstance(event, _ENDS | CommandCancelled) for event in outputs):
-        desk.read_commands(run.workflow_id)
-    base = run.length
-    for event in outputs:
-        desk.append(run, encode(event))
-        rules.follow(desk, run, event)
-    if not rules.is_closed(run):
-        gated = run.status == RunStatus.PENDING and run.gate == "shut"
-        run.status = (RunStatus.PENDING if gated else RunStatus.RUNNING).value
-        run.waiting = storable(waiting)
-    run.read_to, run.failures, run.reason = run.length, 0, ""
-    desk.touch(run)
-    held = hold or (base > read and not rules.is_closed(run))
-    if not held:
-        rules.give_back(desk, run)
-        wake(desk, run)
-    events = desk.write((run.workflow_id, run.run, read, base) if base > read else None)
-    return Committed(events=events, length=run.length, held=held, now=desk.now)
-
-
-def _is_repeated(desk: Desk, run: RunRow, lease: Lease, outputs: Sequence[Event], read: int) -> bool:
-    """Whether this commit has taken effect and comes again: its outputs are the last that were committed."""
-    begin = run.read_to - len(outputs)
-    if not outputs or run.token != lease.token or run.owner not in {None, lease.owner} or read > begin:
-        return False
-    found: list[Recorded] = []
-    while len(found) < len(outputs):
-        page = desk.events((run.workflow_id, run.run, begin + len(found), run.read_to))
-        found += page
-    return [item.event for item in found] == list(outputs)
-
-
-def _may_write(run: RunRow, lease: Lease, outputs: Sequence[Event], read: int) -> bool:
-    if (run.token, run.owner) != (lease.token, lease.owner):
-        return False
-    return not outputs or not (rules.is_closed(run) or read < run.read_to)
-
-
-def _stale_story(run: RunRow | None, lease: Lease, read: int) -> str:
-    found = "is not in the store"
-    if run is not None:
-        found = f"has token {run.token}, owner {run.owner} and was read up to {run.read_to}"
-    return f"lease {lease.token} of {lease.owner} is stale: workflow {lease.workflow_id!r} {found}, not {read}"
-
-
-def _claim(desk: Desk, key: StepKey, owner: str) -> Claim | Refused:
-    run, step = desk.lock_command(key.workflow_id, key.number, mine=owner)
-    if run is None or key.run > run.run:
-        return Refused(reason=Refusal.UNKNOWN)
-    if step is None or step.state in {TIMER, CANCELLED} or key.run < run.run:
-        return _refuse_step(desk, run, step, key.number)
-    if step.state in {StepState.CHILD, StepState.CANCELLING}:
-        return Refused(reason=Refusal.HELD)
-    if step.state == StepState.CLAIMED and step.owner != owner:
-        if desk.is_alive(process_of(step.owner or "")):
-            return Refused(reason=Refusal.HELD)
-        rules.free_step(desk, step)
-    if step.state == StepState.PENDING:
-        if step.not_before > desk.now:
-            return Refused(reason=Refusal.EARLY)
-        desk.join(process_of(owner))
-        step.state, step.owner, step.attempt = StepState.CLAIMED, owner, step.attempt + 1
-        step.not_before, step.sends, step.due_at = 0, 0, None
-        desk.put(step)
-    desk.write()
-    return Claim(
-        key=key,
-        token=step.attempt,
-        owner=owner,
-        attempt=step.attempt,
-        lost=step.lost,
-        retries=step.retries,
-        scheduled=rules.scheduled_step(desk, step),
-        override=step.override,
-    )
-
-
-def _refuse_step(desk: Desk, run: RunRow, step: CommandRow | None, number: int) -> Refused:
-    if step is None and number > run.last_number:
-        return Refused(reason=Refusal.UNKNOWN)
-    is_cancelled = step is not None and step.state == CANCELLED
-    message = None if rules.is_closed(run) else wake(desk, run, again=True)
-    desk.write()
-    return Refused(reason=Refusal.CANCELLED if is_cancelled else Refusal.FINISHED, message=message)
-
-
-def _finish(
-    desk: Desk,
-    key: StepKey,
-    outcome: StepCompleted | StepFailed,
-    *,
-    token: int | None,
-    take_over: str | None,
-    known: int,
-) -> Finished:
-    run, step = desk.lock_command(key.workflow_id, key.number, mine=take_over or "")
-    if run is None:
-        return Finished(recorded=False)
-    recorded_now, length = False, run.length
-    is_open = step is not None and step.state in _STEP_STATES and key.run == run.run
-    if step is not None and is_open and (token is None or (step.state == StepState.CLAIMED and step.attempt == token)):
-        is_cancelling = step.state == StepState.CANCELLING
-        rules.forget_step(desk, run, step, mark=is_cancelling)
-        if not rules.is_closed(run) and not is_cancelling:
-            desk.append(run, encode(outcome))
-            recorded_now = True
-    turn = message = None
-    if not rules.is_closed(run) and rules.has_unread(run):
-        if take_over is not None and not rules.is_held(desk, run, take_over):
-            rules.grant(desk, run, take_over)
-            turn = _turn(desk, run, known, length)
-            return Finished(recorded=recorded_now, turn=turn)
-        message = wake(desk, run, again=not recorded_now)
-    desk.write()
-    return Finished(recorded=recorded_now, turn=turn, message=message)
 
 
 def _pending(step: CommandRow) -> PendingStep:
