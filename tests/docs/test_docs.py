@@ -155,7 +155,9 @@ def test_concepts_has_every_verb(context: type) -> None:
     assert missing == []
 
 
-@pytest.mark.parametrize("document", ["README.md", "docs/quickstart.md", "docs/concepts.md", "docs/testing.md"])
+@pytest.mark.parametrize(
+    "document", ["README.md", "docs/quickstart.md", "docs/concepts.md", "docs/stores.md", "docs/testing.md"]
+)
 def test_links_lead_somewhere(document: str) -> None:
     path = ROOT / document
 

@@ -34,6 +34,8 @@ T = TypeVar("T")
 CONFLICTS = 30
 #: How often a verb is tried while the database does not answer: about a second in all.
 OUTAGES = 4
+#: Seconds after which no verb is begun again: one that waits for a lock takes several each time.
+PATIENCE = 10.0
 _FIRST_WAIT, _LONGEST_WAIT = 0.05, 0.4
 #: Connections kept open by each process, and how many more it may open for a while.
 POOL, OVERFLOW = 5, 15
@@ -140,6 +142,7 @@ class Server:
 
     def _patiently(self, act: Callable[[], T]) -> T:
         conflicts = outages = 0
+        began = time.monotonic()
         while True:
             try:
                 return act()
@@ -149,7 +152,8 @@ class Server:
                 trouble = trouble_of(error)
                 conflicts += trouble is Trouble.CONFLICT
                 outages += trouble is Trouble.AWAY
-                if trouble not in {Trouble.CONFLICT, Trouble.AWAY} or conflicts >= CONFLICTS or outages >= OUTAGES:
+                is_passing = trouble in {Trouble.CONFLICT, Trouble.AWAY} and time.monotonic() - began < PATIENCE
+                if not is_passing or conflicts >= CONFLICTS or outages >= OUTAGES:
                     raise self._told(trouble, error) from error
                 if trouble is Trouble.AWAY or conflicts > 1:
                     longest = min(_FIRST_WAIT * 2 ** (conflicts + outages), _LONGEST_WAIT)
