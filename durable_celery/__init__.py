@@ -11,19 +11,23 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from durable_celery.client import WorkflowHandle
+    from durable_celery.current import StepInfo, current_step
     from durable_celery.errors import (
         BatchFailedError,
         ChildCancelledError,
         CompensationError,
         ConfigurationError,
         DurableError,
+        ExternalError,
         NonDeterminismError,
         NonRetryable,
         RemoteError,
         RetryAfter,
         SideEffectError,
+        StepCancelled,
         StepIgnoredError,
         StepLostError,
+        StepNotOpenError,
         StepTimeoutError,
         WaitTimeoutError,
         WorkflowCancelled,
@@ -32,7 +36,6 @@ if TYPE_CHECKING:
         WorkflowNotFoundError,
     )
     from durable_celery.policy import RetryPolicy
-    from durable_celery.steps import StepInfo, current_step
     from durable_celery.task import DurableTask, durable_task
     from durable_celery.workflow import AsyncWorkflowContext, BatchResult, Tolerance, WorkflowContext
 
@@ -45,15 +48,18 @@ __all__ = [
     "ConfigurationError",
     "DurableError",
     "DurableTask",
+    "ExternalError",
     "NonDeterminismError",
     "NonRetryable",
     "RemoteError",
     "RetryAfter",
     "RetryPolicy",
     "SideEffectError",
+    "StepCancelled",
     "StepIgnoredError",
     "StepInfo",
     "StepLostError",
+    "StepNotOpenError",
     "StepTimeoutError",
     "Tolerance",
     "WaitTimeoutError",
@@ -72,11 +78,11 @@ _HOMES = {
     "BatchResult": "workflow",
     "DurableTask": "task",
     "RetryPolicy": "policy",
-    "StepInfo": "steps",
+    "StepInfo": "current",
     "Tolerance": "workflow",
     "WorkflowContext": "workflow",
     "WorkflowHandle": "client",
-    "current_step": "steps",
+    "current_step": "current",
     "durable_task": "task",
 }
 

@@ -19,7 +19,8 @@ from celery.exceptions import TimeoutError as CeleryTimeoutError
 from celery.result import AsyncResult, assert_will_not_block
 
 from durable_celery.codec import Place, check_id, check_name, place_of, rebuild
-from durable_celery.errors import PayloadError, WorkflowClosedError, WorkflowNotFoundError
+from durable_celery.engine.outside import Outside
+from durable_celery.errors import ExternalError, PayloadError, WorkflowClosedError, WorkflowNotFoundError
 from durable_celery.events import CancelRequested, RunCancelled, RunCompleted, SignalReceived
 from durable_celery.store.protocol import RunStatus
 
@@ -104,6 +105,48 @@ class Client:
             if error.status != RunStatus.CANCELLED:
                 raise
 
+    def complete_step(self, token: str, result: object = None) -> None:
+        """Give the result of a step that leaves its outcome to others (``raise current_step().complete_later()``).
+
+        A step has exactly one outcome. It may be given as soon as an attempt has begun; giving the same result again is
+        harmless.
+
+        Args:
+            token: the step's idempotency key, ``current_step().key``. It is no secret: check who calls.
+            result: what the step returns to its workflow.
+
+        Raises:
+            InvalidRequestError: this can be no token.
+            WorkflowNotFoundError: there is no such run.
+            StepNotOpenError: the step has another outcome, was cancelled, or never began.
+            PayloadError: the result cannot be recorded; nothing was written.
+        """
+        Outside(self.engine).complete(token, result)
+
+    def fail_step(self, token: str, error: BaseException | str) -> None:
+        """Let a step fail from outside, for good, whatever its retry policy says; else as :meth:`complete_step`.
+
+        Args:
+            token: the step's idempotency key.
+            error: what is raised in the workflow; a text makes an :class:`ExternalError`.
+        """
+        Outside(self.engine).fail(token, ExternalError(error) if isinstance(error, str) else error)
+
+    def heartbeat_step(self, token: str, progress: object = None) -> bool:
+        """Say that somebody still works at a step that waits, which starts its ``heartbeat_timeout`` anew.
+
+        Args:
+            token: the step's idempotency key.
+            progress: what a next attempt finds in ``current_step().progress``; None leaves what is there.
+
+        Returns:
+            Whether it was taken. An attempt that still runs, or is about to, gives its own heartbeats.
+
+        Raises:
+            InvalidRequestError, WorkflowNotFoundError, StepNotOpenError, PayloadError: as for :meth:`complete_step`.
+        """
+        return Outside(self.engine).beat(token, progress)
+
     def describe(self, workflow_id: str) -> RunRecord:
         """Return the state of a run with its open steps.
 
@@ -121,20 +164,28 @@ class Client:
         steps = []
         for step in record.steps:
             place = Place(record.workflow_id, "error", step.number, record.run)
-            steps.append(replace(step, error=step.error and self.codec.legible(step.error, place)))
+            saved = replace(place, kind="progress")
+            steps.append(
+                replace(
+                    step,
+                    error=step.error and self.codec.legible(step.error, place),
+                    progress=step.progress and self.codec.legible(step.progress, saved),
+                )
+            )
         return replace(record, reason=reason, steps=tuple(steps))
 
-    def history(self, workflow_id: str) -> list[Recorded]:
-        """Return the whole history of a run.
+    def history(self, workflow_id: str, run: int | None = None) -> list[Recorded]:
+        """Return the whole history of a run: the newest of the workflow, or the one with this number.
 
         Raises:
             WorkflowNotFoundError: there is no such run.
         """
+        number = self.describe(workflow_id).run if run is None else run
         events: list[Recorded] = []
-        while page := self.store.history(check_id(workflow_id), after=len(events)):
+        while page := self.store.history(check_id(workflow_id), run=number, after=len(events)):
             events.extend(page)
         if not events:
-            raise WorkflowNotFoundError(workflow_id)
+            raise WorkflowNotFoundError(workflow_id, run)
         return events
 
     def runs(
@@ -188,7 +239,7 @@ class Client:
     def _end_of(self, record: RunRecord | None) -> Recorded | None:
         if record is None or not record.status.is_closed:
             return None
-        return self.store.history(record.workflow_id, after=record.length - 1, limit=1)[0]
+        return self.store.history(record.workflow_id, run=record.run, after=record.length - 1, limit=1)[0]
 
     def _append(self, workflow_id: str, event: Event, key: str, *, room: int = 0) -> None:
         answer = self.store.append(check_id(workflow_id), event, key=key, room=room)
@@ -285,9 +336,9 @@ class WorkflowHandle(AsyncResult, Generic[R]):
         """See :meth:`Client.describe`."""
         return self.client.describe(self.id)
 
-    def history(self) -> list[Recorded]:
+    def history(self, run: int | None = None) -> list[Recorded]:
         """See :meth:`Client.history`."""
-        return self.client.history(self.id)
+        return self.client.history(self.id, run)
 
     def _standing(self) -> str:
         """Say for the end of a sentence why the run has not ended yet."""

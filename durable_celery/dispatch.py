@@ -40,6 +40,8 @@ _log = logging.getLogger(__name__)
 HEADER = "durable"
 #: What a message of protocol 2 has in its body: args, kwargs and links.
 _BODY_PARTS = 3
+#: From the soft time limit of an attempt, which its code may catch, to the hard one, in seconds.
+_GRACE = 5.0
 #: Name of the message header that keeps the ``eta`` of a start by a producer that does not know this library.
 ETA = "durable_eta"
 #: The options of ``apply_async`` that belong to a run for all its life.
@@ -125,6 +127,18 @@ class _Sealing:
             # Neither a message of protocol 2 nor an event.
             raise ConfigurationError("durable_codec needs task_protocol 2")
         return self._producer.publish(body, *args, **kwargs)
+
+
+def _time_limits(options: Mapping[str, Any], task: Any) -> dict[str, float]:
+    """Return the Celery time limits that end an attempt's code, in pools that have them; the task's own where shorter.
+
+    The store ends the attempt itself at about the same time, whatever the pool.
+    """
+    limit = options.get("attempt_timeout")
+    if limit is None:
+        return {}
+    soft, hard = getattr(task, "soft_time_limit", None), getattr(task, "time_limit", None)
+    return {"soft_time_limit": min(limit, soft or limit), "time_limit": min(limit + _GRACE, hard or limit + _GRACE)}
 
 
 def _place(message: StepMessage) -> Place:
@@ -261,6 +275,7 @@ class CeleryDispatcher:
             shadow=options.get("label"),
             **secret,
             **{name: options[name] for name in ("queue", "priority") if name in options},
+            **_time_limits(options, task),
             **self._kinship(message),
         )
 

@@ -18,8 +18,10 @@
     +-- NonRetryable                raised by a task: do not try again
     +-- WaitTimeoutError            a wait with a timeout (also a TimeoutError)
     +-- RemoteError                 a failure whose class cannot be rebuilt here
-    +-- StepTimeoutError            a step did not end within its timeout
+    +-- StepTimeoutError            a step, or its attempt, did not end in time
     +-- StepLostError               a step lost its process too often
+    +-- StepNotOpenError            a step that was named by its token takes no outcome
+    +-- ExternalError               somebody outside said that a step has failed
     +-- StepIgnoredError            a step's task raised Ignore or Reject
     +-- ChildCancelledError         a child run was cancelled, and not by its parent
     +-- NonDeterminismError         code and history disagree
@@ -32,9 +34,12 @@
         +-- StoreUnavailableError   the store does not answer
 
     WorkflowCancelled (asyncio.CancelledError)   raised at the await of a cancelled run
+    Continued (BaseException)                    leaves the code of a run that goes on as the next one
     Evicted (BaseException)                      unwinds a suspended execution
+    StepCancelled (BaseException)                raised in a task at its heartbeat: the step is not wanted any more
+    CompleteLater (BaseException)                raised by a task: the step's outcome will come from outside
 
-The two control-flow exceptions derive from ``BaseException``, so that ``except Exception`` in workflow code does not
+The control-flow exceptions derive from ``BaseException``, so that ``except Exception`` in a user's code does not
 swallow them, and never reach Celery.
 """
 
@@ -48,9 +53,12 @@ __all__ = [
     "ChildCancelledError",
     "CodecError",
     "CompensationError",
+    "CompleteLater",
     "ConfigurationError",
+    "Continued",
     "DurableError",
     "Evicted",
+    "ExternalError",
     "HistoryLimitError",
     "InboxFullError",
     "InvalidIdError",
@@ -62,8 +70,10 @@ __all__ = [
     "RetryAfter",
     "SideEffectError",
     "StaleLeaseError",
+    "StepCancelled",
     "StepIgnoredError",
     "StepLostError",
+    "StepNotOpenError",
     "StepTimeoutError",
     "StoreError",
     "StoreUnavailableError",
@@ -116,14 +126,15 @@ class InboxFullError(InvalidRequestError):
 
 
 class WorkflowNotFoundError(DurableError):
-    """No run with this workflow id is in the store."""
+    """No run with this workflow id, or with this number, is in the store."""
 
-    def __init__(self, workflow_id: str) -> None:
-        super().__init__(workflow_id)
-        self.workflow_id = workflow_id
+    def __init__(self, workflow_id: str, run: int | None = None) -> None:
+        super().__init__(workflow_id, run)
+        self.workflow_id, self.run = workflow_id, run
 
     def __str__(self) -> str:
-        return f"no workflow {self.workflow_id!r} in the store (never started, or its retention has passed)"
+        which = "" if self.run is None else f" with a run {self.run}"
+        return f"no workflow {self.workflow_id!r}{which} in the store (never started, or its retention has passed)"
 
 
 class WorkflowConflictError(DurableError):
@@ -194,11 +205,26 @@ class RemoteError(DurableError):
 
 
 class StepTimeoutError(DurableError, TimeoutError):
-    """A step did not end within the timeout that its workflow gave it."""
+    """A step, or one attempt of it, did not begin or end within the time that its workflow gave it."""
 
 
 class StepLostError(DurableError):
     """Each attempt of a step lost the process that ran it, and no attempt is left."""
+
+
+class StepNotOpenError(DurableError):
+    """A step that was named by its token takes no outcome: it has one, or nobody waits for it."""
+
+    def __init__(self, token: str, why: str) -> None:
+        super().__init__(token, why)
+        self.token, self.why = token, why
+
+    def __str__(self) -> str:
+        return f"step {self.token} takes no outcome from outside: {self.why}; nothing was written"
+
+
+class ExternalError(DurableError):
+    """Somebody outside said that a step has failed."""
 
 
 class StepIgnoredError(DurableError):
@@ -260,6 +286,21 @@ class StoreUnavailableError(StoreError):
 
 class WorkflowCancelled(CancelledError):  # noqa: N818 - control flow, no error
     """Raised in workflow code at the await (or blocking verb) where a cancel finds it."""
+
+
+class Continued(BaseException):
+    """Leaves the code of a run that continues as a new one, as a ``return`` would; to catch it changes nothing."""
+
+
+class StepCancelled(BaseException):
+    """Raised in a task at its heartbeat: the step is not wanted any more, or this attempt of it. Let it pass.
+
+    The attempt ends without an outcome; what it returns or raises instead is not used either.
+    """
+
+
+class CompleteLater(BaseException):
+    """Raised by a task (``raise current_step().complete_later()``): somebody outside will tell the step's outcome."""
 
 
 class Evicted(BaseException):

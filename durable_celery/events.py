@@ -18,9 +18,10 @@ from dataclasses import MISSING, dataclass, fields
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Mapping, Sequence
 
 __all__ = [
+    "CARRIED",
     "FORMAT",
     "CancelRequested",
     "CommandCancelled",
@@ -32,6 +33,7 @@ __all__ = [
     "Recorded",
     "RunCancelled",
     "RunCompleted",
+    "RunContinued",
     "RunFailed",
     "RunStarted",
     "SignalReceived",
@@ -61,7 +63,10 @@ class Event:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunStarted(Event):
-    """Input: somebody asked for the run. Always the first event. Payload: ``[args, kwargs]``."""
+    """Input: somebody asked for the run, or the run before it went on as this one. Always the first event.
+
+    Payload: ``[args, kwargs]``.
+    """
 
     #: Name of the durable task.
     name: str
@@ -80,6 +85,7 @@ class StepCompleted(Event):
     """Input: a step returned. Payload: its result."""
 
     number: int
+    #: Which attempt it was; 0 where somebody outside told the outcome.
     attempt: int = 1
 
 
@@ -88,6 +94,7 @@ class StepFailed(Event):
     """Input: a step failed for good. Payload: the failure (see ``codec.Failure``)."""
 
     number: int
+    #: As for :class:`StepCompleted`.
     attempt: int = 1
 
 
@@ -130,7 +137,8 @@ class StepScheduled(Output):
     #: Digest of the arguments, see ``codec.digest``.
     digest: str
     kind: Literal["task", "workflow"] = "task"
-    #: Options of the call: ``queue``, ``priority``, ``timeout`` (seconds), ``retry`` (RetryPolicy), ``label``.
+    #: Options of the call: ``queue``, ``priority``, ``retry`` (RetryPolicy), ``at_most_once``, ``label``, and in
+    #: seconds ``timeout``, ``start_timeout``, ``attempt_timeout``, ``heartbeat_timeout``.
     options: Mapping[str, Any] | None = None
 
 
@@ -186,8 +194,29 @@ class RunCancelled(Output):
     """Output, terminal: the code ended by its cancellation. Payload: the failure that says so."""
 
 
-#: The events that end a run; the last one of a closed history.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunContinued(Output):
+    """Output: the run ends, and the next run of the same workflow begins. Payload: the next run's ``[args, kwargs]``.
+
+    The last event of its history. It ends no workflow, so it is no terminal event.
+    """
+
+    #: Version of the form of the next run's history.
+    format: int = FORMAT
+    #: Seqs of the inputs that were applied, and that no code has taken: the next run gets them (see ``CARRIED``).
+    kept: Sequence[int] = ()
+
+    def __post_init__(self) -> None:
+        """Take a list as well, as JSON has it."""
+        object.__setattr__(self, "kept", tuple(self.kept))
+
+
+#: The events that end a workflow; the last one of a closed history.
 TerminalEvent = RunCompleted | RunFailed | RunCancelled
+
+#: Inputs that are meant for the workflow, and not for one of its runs. When a run continues as the next one, those that
+#: its code has not taken go along, in their order; all other inputs were answers to commands of the old run.
+CARRIED: tuple[type[Event], ...] = (SignalReceived, CancelRequested)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -244,6 +273,7 @@ _KINDS: tuple[type[Event], ...] = (
     RunCompleted,
     RunFailed,
     RunCancelled,
+    RunContinued,
 )
 _FORMS: dict[str, _Form] = {kind.__name__: _Form(kind) for kind in _KINDS}
 
@@ -273,8 +303,11 @@ def decode(seq: int, line: str) -> Recorded:
         raise ValueError(msg) from error
 
 
-def history_to_json(workflow_id: str, history: Iterable[Recorded]) -> dict[str, Any]:
-    """Return the exported form of a history: what is kept in files and printed by the command line."""
+def history_to_json(workflow_id: str, history: Iterable[Recorded], run: int = 1) -> dict[str, Any]:
+    """Return the exported form of a history: what is kept in files and printed by the command line.
+
+    ``run`` says which execution of the workflow id it is of; it is left out where that is the first.
+    """
     events = []
     for item in history:
         header = _FORMS[type(item.event).__name__].header(item.event)
@@ -282,7 +315,8 @@ def history_to_json(workflow_id: str, history: Iterable[Recorded]) -> dict[str, 
         entry = {"seq": item.seq, "at": item.at, "event": header.pop("e")}
         entry |= {names.get(key, key): value for key, value in header.items()}
         events.append(entry if item.event.payload is None else {**entry, "payload": item.event.payload})
-    return {"format": FORMAT, "workflow_id": workflow_id, "events": events}
+    which = {"run": run} if run > 1 else {}
+    return {"format": FORMAT, "workflow_id": workflow_id, **which, "events": events}
 
 
 def history_from_json(form: Mapping[str, Any]) -> list[Recorded]:

@@ -79,11 +79,22 @@ class RetryPolicy:
 
     def retries(self, error: BaseException, attempt: int) -> bool:
         """Tell whether ``error``, raised by ``attempt``, is followed by another attempt."""
-        if not self.allows(attempt) or _is_one_of(error, self.non_retryable):
-            return False
-        if self.retryable and not _is_one_of(error, self.retryable):
+        if not self.allows(attempt) or not self._covers(error):
             return False
         return self.retry_if is None or bool(self._ask(error))
+
+    def attempts_after(self, error: BaseException) -> int:
+        """Return how many attempts there may be in all if each ends with ``error``; 0 is any number.
+
+        ``retry_if`` is not asked: where this matters, nobody is there who could ask it.
+        """
+        return self.maximum_attempts if self._covers(error) else 1
+
+    def _covers(self, error: BaseException) -> bool:
+        """Whether errors of this class are tried again at all."""
+        if _is_one_of(error, self.non_retryable):
+            return False
+        return not self.retryable or _is_one_of(error, self.retryable)
 
     def _ask(self, error: BaseException) -> object:
         if callable(self.retry_if):

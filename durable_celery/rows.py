@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from durable_celery.events import Recorded
     from durable_celery.store.protocol import RunRecord
 
-__all__ = ["close_rows"]
+__all__ = ["close_rows", "unseen_ends"]
 
 _log = logging.getLogger(__name__)
 #: Outcomes that the library records by itself, while nobody executes the step.
@@ -37,7 +37,7 @@ def close_rows(binding: Binding, run: RunRecord, hostname: str | None) -> None:
     Called in a worker, before the end is delivered. Repeating it is harmless.
     """
     try:
-        ends = _unseen_ends(binding, run, binding.client.history(run.workflow_id))
+        ends = unseen_ends(binding, run, binding.client.history(run.workflow_id, run.run))
         if not ends:
             return
         with binding.app.events.default_dispatcher(hostname=hostname) as dispatcher:
@@ -49,7 +49,7 @@ def close_rows(binding: Binding, run: RunRecord, hostname: str | None) -> None:
         _log.warning("open rows of %s were not closed: %s", run.workflow_id, error)
 
 
-def _unseen_ends(
+def unseen_ends(
     binding: Binding, run: RunRecord, history: Iterable[Recorded]
 ) -> list[tuple[StepScheduled, str, dict[str, Any]]]:
     """Return the steps whose end no worker saw, each with the type and the fields of its event."""
@@ -63,9 +63,12 @@ def _unseen_ends(
                 ends[number] = ("task-revoked", {"terminated": False, "signum": None, "expired": False})
             case StepFailed(number=number) if number in steps:
                 error = rebuild(item.event.payload, binding.codec, place_of(item.event, run.workflow_id, run.run))
-                if isinstance(error, _UNSEEN):
+                if isinstance(error, _UNSEEN) or item.event.attempt == 0:
                     words = f"{type(error).__name__}{HIDDEN}" if binding.codec.hides else repr(error)
                     ends[number] = ("task-failed", {"exception": words, "traceback": ""})
+            case StepCompleted(number=number, attempt=0) if number in steps:
+                # Told from outside: the worker that began it has said nothing of its end.
+                ends[number] = ("task-succeeded", {"result": "", "runtime": 0.0})
             case StepCompleted(number=number):
                 ends.pop(number, None)
             case _:

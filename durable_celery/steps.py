@@ -12,25 +12,29 @@ import logging
 import signal
 import threading
 from contextlib import contextmanager
-from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
-from celery import current_task, signals
-from celery.exceptions import Ignore, NotRegistered, Reject, Retry
+from celery import signals
+from celery.exceptions import Ignore, NotRegistered, Reject, Retry, SoftTimeLimitExceeded
 
-from durable_celery.codec import HIDDEN, HiddenFailure, Place, check_id
+from durable_celery.codec import HIDDEN, HiddenFailure, Place
+from durable_celery.current import Pulse, StepInfo
 from durable_celery.dispatch import header_of
+from durable_celery.engine.core import is_at_most_once
 from durable_celery.errors import (
     CodecError,
+    CompleteLater,
     DurableError,
-    InvalidIdError,
     PayloadError,
+    StepCancelled,
     StepIgnoredError,
     StepLostError,
+    StepTimeoutError,
 )
 from durable_celery.policy import RetryPolicy, type_name
-from durable_celery.store.protocol import Claim, Refusal, StepKey
+from durable_celery.store.protocol import Claim, Refusal
+from durable_celery.vetting import Arguments, is_of, key_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Mapping
@@ -40,34 +44,11 @@ if TYPE_CHECKING:
 
     from durable_celery.app import Binding
     from durable_celery.engine import Engine
+    from durable_celery.store.protocol import StepKey
 
-__all__ = ["StepInfo", "current_step", "fail_unfit", "wrap_task", "wrap_tasks"]
+__all__ = ["fail_unfit", "wrap_task", "wrap_tasks"]
 
 _log = logging.getLogger(__name__)
-#: No run has so many steps; Lua's numbers are exact far beyond.
-_HUGE = 2**31
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StepInfo:
-    """Which step of which workflow the current task executes."""
-
-    workflow_id: str
-    #: Name of the workflow.
-    workflow: str
-    run: int
-    #: The step's number in its run.
-    step: int
-    #: Which try this is, from 1.
-    attempt: int
-    #: The idempotency key: the same for every attempt, and the task's id.
-    key: str
-
-
-def current_step() -> StepInfo | None:
-    """Return the step that the current task executes, or None if no workflow called it (step)."""
-    request = current_task.request if current_task else None
-    return getattr(request, "durable_step", None)
 
 
 def wrap_tasks(binding: Binding) -> None:
@@ -81,7 +62,7 @@ def wrap_tasks(binding: Binding) -> None:
 
     def on_unknown(message: Any, **_: Any) -> None:
         header = header_of(message.headers or {}) or {}
-        key = _key(header)
+        key = key_of(header)
         if key is not None:
             _miss(binding.engine, key, message.headers["task"])
 
@@ -110,17 +91,6 @@ def wrap_task(task: Task, binding: Binding) -> None:
     plain_signature: Any = task.signature_from_request
     task.signature_from_request = functools.partial(_retry_signature, task, plain_signature)
     task.replace = functools.partial(_replace, task, task.replace)
-
-
-def _key(header: Mapping[str, Any]) -> StepKey | None:
-    """Return the step that a header names; None where it names none: whoever can write to the broker wrote it."""
-    workflow_id, run, number = header.get("id"), header.get("run"), header.get("step")
-    if type(run) is not int or type(number) is not int or not (0 < run < _HUGE and 0 < number < _HUGE):
-        return None
-    try:
-        return StepKey(workflow_id=check_id(str(workflow_id)), run=run, number=number)
-    except InvalidIdError:
-        return None
 
 
 def _hidden(attempt: _Attempt, plain: Callable[..., Any], args: Any, kwargs: Any) -> Any:
@@ -155,19 +125,10 @@ def _miss(engine: Engine, key: StepKey, name: str) -> None:
 
 def fail_unfit(engine: Engine, header: Mapping[str, Any], name: str, error: Exception) -> None:
     """Fail the step that a message names, if it is one of the task that the message is for, which cannot be a step."""
-    key = _key(header)
+    key = key_of(header)
     claim = None if key is None else engine.begin_step(key)
-    if isinstance(claim, Claim) and _is_of(claim, name, engine):
+    if isinstance(claim, Claim) and is_of(claim, name, engine):
         engine.fail_step(claim, error)
-
-
-def _is_of(claim: Claim, name: str, engine: Engine) -> bool:
-    """Tell whether a claim is of the task that its message was for; else give it back."""
-    if claim.scheduled.task == name:
-        return True
-    _log.warning("a message for %s named step %s, which is one of %s", name, claim.key, claim.scheduled.task)
-    engine.postpone_step(claim, delay=0.0, error=f"a message for {name} came in its place")
-    return False
 
 
 def _end_without_outcome(engine: Engine, claim: Claim, error: Exception, delay: float) -> None:
@@ -184,15 +145,18 @@ class _Attempt:
 
     def __init__(self, task: Task, binding: Binding, header: dict[str, Any]) -> None:
         self.task, self.engine, self.codec = task, binding.engine, binding.codec
-        self.header, self.request, self.key = header, task.request, _key(header)
+        self.header, self.request, self.key = header, task.request, key_of(header)
+        self.arguments = Arguments(binding.codec, task.request, self.key, header.get("sealed"))
         self.go_on = self._may_go_on(binding)
 
     def execute(self, plain: Callable[..., Any], args: Any, kwargs: Any) -> Any:
-        args, kwargs = self._arguments(args, kwargs)
+        args, kwargs = self.arguments.of_message(args, kwargs)
         claim = self._claim()
         args, kwargs = self._recorded(claim, args, kwargs)
+        pulse = Pulse(self.engine, claim)
+        self._announce(claim, pulse)
         try:
-            result = plain(*args, **kwargs)
+            result = _perform(pulse, plain, args, kwargs)
         except Retry as retry:
             self._postpone(claim, retry)
             raise
@@ -200,61 +164,13 @@ class _Attempt:
             self._ignore(claim, error)
             raise
         except Exception as error:
-            delay = self._fail(claim, error)
-            if delay is not None:
-                raise Retry(str(error), exc=error, when=delay) from error
+            self._raised(claim, error)
             raise
         except BaseException as error:
-            # The process is about to end, or the task has called sys.exit(), which in some pools ends nothing at all.
-            # The attempt is given back, so that another worker need not wait for the lease; a few times, not for ever.
-            lost = StepLostError(f"step {claim.key} was ended by {error!r}; no attempt is left")
-            _end_without_outcome(self.engine, claim, lost, 0.0)
+            self._interrupted(claim, error, pulse)
             raise
         self._complete(claim, result)
         return result
-
-    def _arguments(self, args: Any, kwargs: Any) -> tuple[Any, Any]:
-        """Return the arguments of the task, which are in the message as they are in the log where a codec hides them.
-
-        Raises:
-            Ignore: they cannot be opened here. The agenda sends the step again; another worker may have the key.
-        """
-        key, kind = self.key, self.header.get("sealed")
-        if key is None or (kind is None and not self.codec.is_strict):
-            return args, kwargs
-        place = Place(key.workflow_id, "override" if kind == "override" else "call", key.number, key.run)
-        sealed = args[0] if len(args) == 1 and isinstance(args[0], str) else None
-        try:
-            opened_args, opened_kwargs = self.codec.decode(sealed, place)
-        except (CodecError, TypeError, ValueError) as error:
-            _log.error("step %s is not executed here: %s", key, error)
-            reason = f"step {key} is not executed here: its arguments cannot be opened"
-            raise Ignore(reason) from error
-        return self._shown(opened_args, opened_kwargs)
-
-    def _recorded(self, claim: Claim, args: Any, kwargs: Any) -> tuple[Any, Any]:
-        """Return the arguments as the log has them. Who can write to the broker must not choose what is recorded.
-
-        Raises:
-            Ignore: they cannot be opened here.
-        """
-        key = claim.key
-        place = Place(key.workflow_id, "override" if claim.override else "call", key.number, key.run)
-        try:
-            recorded = self.codec.decode(claim.override or claim.scheduled.payload, place)
-        except CodecError as error:
-            _end_without_outcome(self.engine, claim, error, RetryPolicy().delay(claim.attempt, 0.0))
-            reason = f"step {key} is not executed here: its arguments cannot be opened"
-            raise Ignore(reason) from error
-        if recorded == [list(args), kwargs]:
-            return args, kwargs
-        _log.warning("the message of step %s has other arguments than the log; those of the log count", key)
-        return self._shown(*recorded)
-
-    def _shown(self, args: Any, kwargs: Any) -> tuple[Any, Any]:
-        """Put the arguments where Celery reads them for a retry, and where user's code may look."""
-        self.request.args, self.request.kwargs = list(args), dict(kwargs)
-        return args, kwargs
 
     def _claim(self) -> Claim:
         key = self.key
@@ -265,13 +181,25 @@ class _Attempt:
         claim = self.engine.begin_step(key)
         if isinstance(claim, Refusal):
             if claim in {Refusal.CANCELLED, Refusal.FINISHED, Refusal.UNKNOWN}:
-                # So that no row of a monitor stays open. Where an earlier message of the step had its end, that stands.
-                self.task.send_event("task-revoked", terminated=False, signum=None, expired=False)
+                self._close_row()
             reason = f"step {key} is not executed: {claim}"
             raise Ignore(reason)
-        if not _is_of(claim, self.request.task, self.engine):
+        if not is_of(claim, self.request.task, self.engine):
             reason = f"step {key} is not executed: it is one of {claim.scheduled.task}"
             raise Ignore(reason)
+        return claim
+
+    def _recorded(self, claim: Claim, args: Any, kwargs: Any) -> tuple[Any, Any]:
+        try:
+            return self.arguments.of_log(claim, args, kwargs)
+        except CodecError as error:
+            _end_without_outcome(self.engine, claim, error, RetryPolicy().delay(claim.attempt, 0.0))
+            reason = f"step {claim.key} is not executed here: its arguments cannot be opened"
+            raise Ignore(reason) from error
+
+    def _announce(self, claim: Claim, pulse: Pulse) -> None:
+        """Let the task's code find its step."""
+        key = claim.key
         self.request.durable_step = StepInfo(
             workflow_id=key.workflow_id,
             workflow=str(self.header.get("name")),
@@ -279,8 +207,12 @@ class _Attempt:
             step=key.number,
             attempt=claim.attempt,
             key=str(key),
+            pulse=pulse,
         )
-        return claim
+
+    def _close_row(self) -> None:
+        """Leave no row of a monitor open. Where an earlier message of the step had its end, that stands."""
+        self.task.send_event("task-revoked", terminated=False, signum=None, expired=False)
 
     def _complete(self, claim: Claim, result: object) -> None:
         with _no_soft_limit():
@@ -290,9 +222,47 @@ class _Attempt:
                 self.engine.fail_step(claim, error, go_on=self.go_on)
                 raise
 
-    def _fail(self, claim: Claim, error: Exception) -> float | None:
+    def _fail(self, claim: Claim, error: Exception, *, is_final: bool = False) -> float | None:
         with _no_soft_limit():
-            return self.engine.fail_step(claim, error, go_on=self.go_on)
+            return self.engine.fail_step(claim, error, go_on=self.go_on, is_final=is_final)
+
+    def _raised(self, claim: Claim, error: Exception) -> None:
+        """End an attempt that raised: it is tried again, or its failure is recorded."""
+        timeout = (claim.scheduled.options or {}).get("attempt_timeout")
+        if isinstance(error, SoftTimeLimitExceeded) and timeout is not None and self._soft_limit == timeout:
+            cause, error = (
+                error,
+                StepTimeoutError(f"the attempt did not end within its attempt_timeout of {timeout:g} s"),
+            )
+            error.__cause__ = cause
+            # The store would not repeat it either, had it been first.
+            delay = self._fail(claim, error, is_final=is_at_most_once(claim))
+        else:
+            delay = self._fail(claim, error)
+        if delay is not None:
+            raise Retry(str(error), exc=error, when=delay) from error
+
+    @property
+    def _soft_limit(self) -> float | None:
+        return (self.request.timelimit or (None, None))[1]
+
+    def _interrupted(self, claim: Claim, error: BaseException, pulse: Pulse) -> None:
+        """End an attempt that ended by no error of the task's."""
+        if isinstance(error, CompleteLater):
+            self.engine.postpone_step(claim, delay=None, error="")
+            raise Ignore(str(error)) from None
+        if isinstance(error, StepCancelled) and pulse.refusal is not None:
+            # The claim is gone already: there is nothing to be recorded.
+            if pulse.refusal is not Refusal.LOST:
+                self._close_row()
+            raise Ignore(str(error)) from None
+        # The process is about to end, or the task has called sys.exit(), which in some pools ends nothing at all.
+        if is_at_most_once(claim):
+            self.engine.lose_step(claim, f"was ended by {type(error).__name__}")
+            return
+        # The attempt is given back, so that another worker need not wait for the lease; a few times, not for ever.
+        lost = StepLostError(f"step {claim.key} was ended by {error!r}; no attempt is left")
+        _end_without_outcome(self.engine, claim, lost, 0.0)
 
     def _ignore(self, claim: Claim, error: Ignore | Reject) -> None:
         """End an attempt by whose task no result is wanted; the workflow waits for one, so it must be told.
@@ -336,6 +306,15 @@ class _Attempt:
             and getattr(app.tasks.get(str(self.header.get("name"))), "is_durable", False)
             and str(self.header.get("queue")) in app.amqp.queues.consume_from
         )
+
+
+def _perform(pulse: Pulse, plain: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+    """Run the task; if it does not return, the next attempt finds all the progress that it has made."""
+    try:
+        return plain(*args, **kwargs)
+    except BaseException:
+        pulse.flush()
+        raise
 
 
 def _retry_signature(task: Task, plain: Callable[..., Signature], *args: Any, **kwargs: Any) -> Signature:

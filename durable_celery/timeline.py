@@ -18,6 +18,7 @@ from durable_celery.events import (
     PatchMarked,
     RunCancelled,
     RunCompleted,
+    RunContinued,
     RunStarted,
     SignalReceived,
     StepCompleted,
@@ -41,16 +42,19 @@ _NOWHERE = Place("", "")
 _MINUTE, _HOUR, _DAY = 60, 3600, 86400
 
 
-def timeline(workflow_id: str, history: Sequence[Recorded], *, codec: Codec | None = None, limit: int = SHORT) -> str:
+def timeline(
+    workflow_id: str, history: Sequence[Recorded], *, run: int = 1, codec: Codec | None = None, limit: int = SHORT
+) -> str:
     """Return a history as text, without a final line break.
 
     Args:
         workflow_id: the run's id, for the heading.
         history: its events, from the first one.
+        run: which execution of the workflow id it is of.
         codec: reads the payloads.
         limit: longest payload, in characters; 0 shows all of each.
     """
-    teller = _Teller(workflow_id, codec or Codec(), limit)
+    teller = _Teller(workflow_id, run, codec or Codec(), limit)
     rows = [(item.seq, item.at, *teller.tell(item)) for item in history]
     if not rows:
         return f"{workflow_id} has no history"
@@ -61,7 +65,8 @@ def timeline(workflow_id: str, history: Sequence[Recorded], *, codec: Codec | No
         f"  {seq:>{wide[0]}}  {time:>{wide[1]}}  {what:<{wide[2]}}  {text}".rstrip()
         for time, (seq, _, what, text) in zip(times, rows, strict=True)
     ]
-    return "\n".join([f"{workflow_id}, started {instant(start):%Y-%m-%d %H:%M:%S} UTC", "", *lines])
+    which = f", run {run}" if run > 1 else ""
+    return "\n".join([f"{workflow_id}{which}, started {instant(start):%Y-%m-%d %H:%M:%S} UTC", "", *lines])
 
 
 def duration(seconds: float) -> str:
@@ -112,8 +117,8 @@ def _cut(text: str, limit: int) -> str:
 class _Teller:
     """Tells events in their order; remembers commands, because an outcome only has the command's number."""
 
-    def __init__(self, workflow_id: str, codec: Codec, limit: int) -> None:
-        self.workflow_id, self.codec, self.limit = workflow_id, codec, limit
+    def __init__(self, workflow_id: str, run: int, codec: Codec, limit: int) -> None:
+        self.workflow_id, self.run, self.codec, self.limit = workflow_id, run, codec, limit
         #: Of each step and timer: its word, its name, when it began.
         self.commands: dict[int, tuple[str, str, int]] = {0: ("start", "", 0)}
 
@@ -127,7 +132,7 @@ class _Teller:
             case SignalReceived():
                 return "signal", f"{event.name} = {self._value(event)}"
             case CancelRequested():
-                reason = self.codec.legible(event.reason, place_of(event, self.workflow_id))
+                reason = self.codec.legible(event.reason, self._place(event))
                 return "cancel", f"requested: {reason}" if reason else "requested"
             case StepScheduled() | TimerStarted():
                 return self._begin(event, item)
@@ -137,13 +142,16 @@ class _Teller:
                 return self._own(event)
 
     def _call(self, name: str, event: Event) -> str:
-        return call(name, event.payload, self.codec, self.limit, place_of(event, self.workflow_id))
+        return call(name, event.payload, self.codec, self.limit, self._place(event))
 
     def _value(self, event: Event) -> str:
-        return value(event.payload, self.codec, self.limit, place_of(event, self.workflow_id))
+        return value(event.payload, self.codec, self.limit, self._place(event))
 
     def _failure(self, event: Event) -> str:
-        return failure(event.payload, self.codec, self.limit, place_of(event, self.workflow_id))
+        return failure(event.payload, self.codec, self.limit, self._place(event))
+
+    def _place(self, event: Event) -> Place:
+        return place_of(event, self.workflow_id, self.run)
 
     def _conditions(self, event: RunStarted, item: Recorded) -> str:
         words = []
@@ -178,8 +186,8 @@ class _Teller:
                 return what, f"{name} not wanted any more".strip()
             case _:
                 notes = [f"after {duration((item.at - began) / 1000)}"]
-                if event.attempt > 1:
-                    notes.append(f"attempt {event.attempt}")
+                if event.attempt != 1:
+                    notes.append(f"attempt {event.attempt}" if event.attempt else "told from outside")
                 return what, f"{name} {self._outcome(event)}  ({', '.join(notes)})"
 
     def _outcome(self, event: Event) -> str:
@@ -194,6 +202,8 @@ class _Teller:
                 return f"patch {event.number}", event.patch_id
             case LocalStepCompleted() | LocalStepFailed():
                 return f"local {event.number}", f"{event.name} {self._outcome(event)}"
+            case RunContinued():
+                return "continued", self._call(f"as run {self.run + 1} with ", event)
             case RunCompleted():
                 return "completed", f"-> {self._value(event)}"
             case _:

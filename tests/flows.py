@@ -24,6 +24,7 @@ from durable_celery import (
     current_step,
     durable_task,
 )
+from tests import long_steps
 
 #: How long a task waits for a test to release it, in seconds.
 HOLD_LIMIT = 60.0
@@ -41,8 +42,9 @@ def make_app(config: Mapping[str, Any]) -> Celery:
         app.task(name=task.__name__, shared=False)(task)
     app.task(name="flaky", shared=False, bind=True, autoretry_for=(NotYetError,), default_retry_delay=0)(flaky)
     app.task(name="unsteady", shared=False)(unsteady)
-    for workflow in (sequence, fan_out, nap, approval, guarded, local, retrying, held, poisoned, held_local):
+    for workflow in (sequence, rounds, fan_out, nap, approval, guarded, local, retrying, held, poisoned, held_local):
         durable_task(name=workflow.__name__, app=app, shared=False)(workflow)
+    long_steps.register(app, note)
     durable_task(name="asequence", app=app, shared=False)(asequence)
     app.finalize()
     return app
@@ -110,6 +112,15 @@ def note(directory: str, name: str) -> int:
 
 def sequence(ctx: WorkflowContext, directory: str, steps: int, pause: float = 0.0) -> list[int]:
     return [ctx.step("effect", directory, number, pause) for number in range(steps)]
+
+
+def rounds(ctx: WorkflowContext, directory: str, left: int, results: list[int] | None = None) -> list[int]:
+    """Do two steps and take a signal in each run."""
+    results = [*(results or []), *(ctx.step("effect", directory, number) for number in range(2))]
+    results.append(ctx.wait_signal("round"))
+    if left > 1:
+        ctx.continue_as_new(directory, left - 1, results)
+    return results
 
 
 async def asequence(ctx: AsyncWorkflowContext, directory: str, steps: int) -> list[int]:

@@ -3,8 +3,8 @@
 Everything here goes through :class:`durable_celery.client.Client`, so it works while no worker runs. ``--json`` prints
 one JSON document for programs: instants are milliseconds since 1970, as in the log.
 
-Exit codes: 0 done; 1 other errors; 2 wrong usage; 3 no such run; 4 the run has ended already; 69 the store does not
-answer.
+Exit codes: 0 done; 1 other errors; 2 wrong usage; 3 no such run; 4 the run or the step has ended already; 69 the store
+does not answer.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import click
 from durable_celery.cli.export import export
 from durable_celery.cli.migrate import migrate
 from durable_celery.cli.runs import cancel, history, list_, show, signal
+from durable_celery.cli.tokens import complete, fail
 
 __all__ = ["durable"]
 
@@ -23,5 +24,5 @@ def durable() -> None:
     """Look at durable workflows, signal and cancel them, save their histories."""
 
 
-for _command in (list_, show, history, export, signal, cancel, migrate):
+for _command in (list_, show, history, export, signal, cancel, complete, fail, migrate):
     durable.add_command(_command)

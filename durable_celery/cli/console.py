@@ -12,6 +12,7 @@ from celery.exceptions import CeleryCommandException
 from durable_celery.errors import (
     DurableError,
     InvalidRequestError,
+    StepNotOpenError,
     StoreUnavailableError,
     WorkflowClosedError,
     WorkflowNotFoundError,
@@ -30,6 +31,7 @@ _EXIT_CODES: dict[type[DurableError], int] = {
     InvalidRequestError: 2,
     WorkflowNotFoundError: 3,
     WorkflowClosedError: 4,
+    StepNotOpenError: 4,
     StoreUnavailableError: 69,  # EX_UNAVAILABLE, as Celery's own commands have it
 }
 

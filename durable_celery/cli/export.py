@@ -97,10 +97,10 @@ def _runs(client: Client, status: str | None, name: str | None, limit: int) -> I
 
 def _form(client: Client, run: RunRecord, *, decode: bool) -> dict[str, Any]:
     """Return the exported form of a run's history."""
-    history = client.history(run.workflow_id)
+    history = client.history(run.workflow_id, run.run)
     if decode:
         history = [replace(item, event=_decoded(item.event, run, client.codec)) for item in history]
-    return history_to_json(run.workflow_id, history)
+    return history_to_json(run.workflow_id, history, run.run)
 
 
 def _decoded(event: Event, run: RunRecord, codec: Codec) -> Event:
@@ -129,7 +129,9 @@ def _write(output: Path, forms: Mapping[str, dict[str, Any]], *, overwrite: bool
         yield output, _save(output, map(_pretty, forms.values()), overwrite=overwrite)
     else:
         for workflow_id, form in forms.items():
-            path = output / f"{_file_name(workflow_id)}.json"
+            # A workflow's next run is another history. No name of an id has a '#'.
+            which = f"#{form['run']}" if "run" in form else ""
+            path = output / f"{_file_name(workflow_id)}{which}.json"
             yield path, _save(path, [_pretty(form)], overwrite=overwrite)
 
 

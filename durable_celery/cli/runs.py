@@ -24,6 +24,7 @@ __all__ = ["cancel", "history", "list_", "show", "signal"]
 
 #: Characters that a payload, or an error, may take in ``--json`` without ``--payloads``.
 _SHORT = 200
+_RUN = click.option("--run", type=click.IntRange(1), help="An earlier run of a workflow that continued as new.")
 _DECODE = click.option("--decode", is_flag=True, help="Show what durable_codec hides, if this process has the keys.")
 
 
@@ -55,7 +56,8 @@ def list_(
 def show(ctx: click.Context, workflow_id: str, *, decode: bool, as_json: bool) -> None:
     """Show a run: what it waits for, its open steps, why it is blocked, its parent and children."""
     client = client_of(ctx)
-    run, history = client.describe(workflow_id), client.history(workflow_id)
+    run = client.describe(workflow_id)
+    history = client.history(workflow_id, run.run)
     if decode:
         run = client.legible(run)
     if as_json:
@@ -68,19 +70,23 @@ def show(ctx: click.Context, workflow_id: str, *, decode: bool, as_json: bool) -
 @click.argument("workflow_id")
 @_DECODE
 @click.option("--payloads", is_flag=True, help="Print arguments, results and failures in full.")
+@_RUN
 @click.pass_context
 @command
-def history(ctx: click.Context, workflow_id: str, *, payloads: bool, decode: bool, as_json: bool) -> None:
+def history(
+    ctx: click.Context, workflow_id: str, *, run: int | None, payloads: bool, decode: bool, as_json: bool
+) -> None:
     """Print everything that happened in a run, as a timeline."""
     client = client_of(ctx)
-    events = client.history(workflow_id)
+    run = client.describe(workflow_id).run if run is None else run
+    events = client.history(workflow_id, run)
     codec = _reader(client, decode=decode)
     if not as_json:
-        show_lines(ctx, [timeline(workflow_id, events, codec=codec, **({"limit": 0} if payloads else {}))])
+        show_lines(ctx, [timeline(workflow_id, events, run=run, codec=codec, **({"limit": 0} if payloads else {}))])
         return
     if decode:
-        events = [_opened(item, workflow_id, codec) for item in events]
-    form = history_to_json(workflow_id, events)
+        events = [_opened(item, workflow_id, run, codec) for item in events]
+    form = history_to_json(workflow_id, events, run)
     for entry in () if payloads else form["events"]:
         if len(entry.get("payload", "")) > _SHORT:
             entry["payload"] = f"{entry['payload'][:_SHORT]}…"
@@ -134,9 +140,9 @@ def _reader(client: Client, *, decode: bool) -> Codec:
     return client.codec if decode or not client.codec.hides else Codec()
 
 
-def _opened(item: Recorded, workflow_id: str, codec: Codec) -> Recorded:
+def _opened(item: Recorded, workflow_id: str, run: int, codec: Codec) -> Recorded:
     """Return an event as somebody with the keys reads it; what cannot be opened stays as it is."""
-    event, place = item.event, place_of(item.event, workflow_id)
+    event, place = item.event, place_of(item.event, workflow_id, run)
     if isinstance(event, CancelRequested):
         return replace(item, event=replace(event, reason=codec.legible(event.reason, place)))
     if event.payload is None:

@@ -120,6 +120,8 @@ def _facts(run: RunRecord, history: Sequence[Recorded], codec: Codec) -> Iterato
         yield "outcome", tell(end.payload, codec, place=place_of(end, run.workflow_id, run.run))
     elif run.status is not RunStatus.BLOCKED:
         yield "waits for", _waiting(run)
+    if run.run > 1:
+        yield "run", f"{run.run}, since {instant(history[0].at):%Y-%m-%d %H:%M:%S} UTC; of the others, `history --run`"
     yield "history", f"{run.length} events"
     if run.owner:
         yield "turn", f"runs now, in {_owner(run.owner)}"

@@ -8,7 +8,7 @@ from typing import Any
 
 from durable_celery.codec.places import Place
 from durable_celery.codec.values import Codec, is_sealed
-from durable_celery.errors import DurableError, PayloadError, RemoteError, StepTimeoutError
+from durable_celery.errors import DurableError, PayloadError, RemoteError, StepLostError, StepTimeoutError
 from durable_celery.policy import type_name
 
 __all__ = ["HiddenFailure", "failure_of", "failure_text", "rebuild"]
@@ -16,6 +16,8 @@ __all__ = ["HiddenFailure", "failure_of", "failure_text", "rebuild"]
 #: Longest traceback text that is recorded, in characters; the innermost frames are kept.
 TRACEBACK_LIMIT = 8000
 _NOWHERE = Place("", "")
+#: Failures that are recorded where no key is at hand. They hold nothing of the user's.
+_PLAIN = {type_name(kind): kind for kind in (StepTimeoutError, StepLostError)}
 
 
 def failure_of(error: BaseException, codec: Codec, place: Place = _NOWHERE) -> str:
@@ -79,12 +81,13 @@ def rebuild(payload: str | None, codec: Codec, place: Place = _NOWHERE) -> Excep
 
 def _form(payload: str | None, codec: Codec, place: Place) -> dict[str, Any]:
     if codec.is_strict and payload is not None and not is_sealed(payload):
-        # A timeout is recorded by the store itself, which has no keys. It holds nothing of the user's.
+        # A timeout is recorded by the store itself, which has no keys.
         form: Any = Codec().decode(payload)
-        if isinstance(form, dict) and form.get("type") == type_name(StepTimeoutError):
+        kind = _PLAIN.get(str(form.get("type"))) if isinstance(form, dict) else None
+        if kind is not None:
             message = str(form.get("message", ""))
-            kind = {"module": StepTimeoutError.__module__, "name": StepTimeoutError.__qualname__}
-            return {**kind, "type": form["type"], "message": message, "args": [message], "traceback": ""}
+            name = {"module": kind.__module__, "name": kind.__qualname__}
+            return {**name, "type": form["type"], "message": message, "args": [message], "traceback": ""}
     opened: Any = codec.decode(payload, place)
     return opened if isinstance(opened, dict) else {}
 

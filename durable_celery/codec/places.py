@@ -16,6 +16,7 @@ from durable_celery.events import (
     LocalStepFailed,
     RunCancelled,
     RunCompleted,
+    RunContinued,
     RunFailed,
     RunStarted,
     SignalReceived,
@@ -38,6 +39,7 @@ _KINDS: dict[type[Event], str] = {
     RunCompleted: "end",
     RunFailed: "end",
     RunCancelled: "end",
+    RunContinued: "start",
 }
 
 
@@ -46,12 +48,13 @@ class Place:
     """One place of one run."""
 
     workflow_id: str
-    #: ``start``, ``call`` (a step's arguments), ``override`` (those of a retry), ``outcome`` (of a step), ``end``,
-    #: ``signal``, ``cancel``, ``error`` (of an attempt) or ``reason`` (why a run is blocked).
+    #: ``start``, ``call`` (a step's arguments), ``override`` (those of a retry), ``progress`` and ``outcome`` (of a
+    #: step), ``end``, ``signal``, ``cancel``, ``error`` (of an attempt) or ``reason`` (why a run is blocked).
     kind: str
     #: Number of the command, or 0.
     number: int = 0
-    #: Which execution of the workflow id; 0 for signals and cancels, whose sender does not know it.
+    #: Which execution of the workflow id; 0 for signals and cancels, whose sender does not know it, and for the end, of
+    #: which a workflow has one.
     run: int = 1
     #: Name of the signal.
     name: str = ""
@@ -71,6 +74,10 @@ def place_of(event: Event, workflow_id: str, run: int = 1) -> Place:
     kind = _KINDS.get(type(event), type(event).__name__)
     if isinstance(event, SignalReceived | CancelRequested):
         return Place(workflow_id, kind, run=0, name=event.name if isinstance(event, SignalReceived) else "")
-    # An end has a number too, but who writes it learns the number last.
-    number = 0 if kind == "end" else getattr(event, "number", 0)
-    return Place(workflow_id, kind, number, run)
+    if kind == "end":
+        # It has a number too, but who writes it learns the number last.
+        return Place(workflow_id, kind, run=0)
+    if isinstance(event, RunContinued):
+        # The store copies it: it is the payload of the next run's first event.
+        return Place(workflow_id, kind, run=run + 1)
+    return Place(workflow_id, kind, getattr(event, "number", 0), run)

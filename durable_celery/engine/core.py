@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from durable_celery.engine.ports import Dispatcher, Workflows
     from durable_celery.store.protocol import Store
 
-__all__ = ["Engine"]
+__all__ = ["Engine", "is_at_most_once"]
 
 _log = logging.getLogger(__name__)
 _AWAY = "the store was away"
@@ -89,11 +89,38 @@ class Engine(Runs):
             self.publish([answer.message])
             return answer.reason
         if self._is_lost(answer):
-            error = StepLostError(f"step {key} lost its process {answer.lost} times; no attempt is left")
-            payload = self._sealed(answer, failure_text(error, self.codec))
-            self._finish(answer, StepFailed(number=key.number, attempt=answer.attempt, payload=payload))
+            self.lose_step(answer)
             return Refusal.FINISHED
         return answer
+
+    def beat_step(self, claim: Claim, progress: str = "") -> Refusal | None:
+        """Give a heartbeat of an attempt, with progress (sealed) to be saved if there is some.
+
+        Returns:
+            None while the attempt is wanted; else why it is not. It has lost its claim then.
+
+        Raises:
+            StoreUnavailableError: no answer; a later heartbeat makes up for it.
+        """
+        answer = self.store.claim(claim.key, claim.owner, progress=progress)
+        return answer.reason if isinstance(answer, Refused) else None
+
+    def lose_step(self, claim: Claim, why: str = "") -> None:
+        """Fail a step that has no attempt left for one that lost its process.
+
+        No codec is asked: the failure holds nothing of the user's, and may be recorded where no key is.
+
+        Raises:
+            StoreUnavailableError: no answer; it is recorded in the background if this process lives on.
+        """
+        story = f"step {claim.key} lost its process {claim.lost} times; no attempt is left"
+        if is_at_most_once(claim):
+            story = (
+                f"step {claim.key} {why or 'lost its process'} and is not repeated (at_most_once): "
+                "nobody knows whether it took effect"
+            )
+        payload = failure_of(StepLostError(story), Codec())
+        self._finish(claim, StepFailed(number=claim.key.number, attempt=claim.attempt, payload=payload))
 
     def complete_step(self, claim: Claim, result: object, *, go_on: bool = False) -> None:
         """Record a step's result; with ``go_on`` also take the run's next turn here, if it is free.
@@ -107,8 +134,12 @@ class Engine(Runs):
         payload = self._sealed(claim, text)
         self._finish(claim, StepCompleted(number=claim.key.number, attempt=claim.attempt, payload=payload), go_on=go_on)
 
-    def fail_step(self, claim: Claim, error: BaseException, *, go_on: bool = False) -> float | None:
+    def fail_step(
+        self, claim: Claim, error: BaseException, *, go_on: bool = False, is_final: bool = False
+    ) -> float | None:
         """End an attempt that raised: by the step's retry policy it is tried again, else its failure is recorded.
+
+        With ``is_final`` it is recorded whatever the policy says.
 
         Returns:
             The seconds until the next attempt, or None if the step has failed.
@@ -118,7 +149,7 @@ class Engine(Runs):
             StoreUnavailableError: no answer; it is recorded in the background if this process lives on.
         """
         policy = None if isinstance(error, PayloadError) else _policy(claim)
-        delay = wait_after(policy, error, claim.attempt, random.random)
+        delay = None if is_final else wait_after(policy, error, claim.attempt, random.random)
         if delay is not None:
             self.postpone_step(claim, delay=delay, error=repr(error))
             return delay
@@ -127,9 +158,11 @@ class Engine(Runs):
         return None
 
     def postpone_step(
-        self, claim: Claim, *, delay: float, error: str, retries: int | None = None, override: str | None = None
+        self, claim: Claim, *, delay: float | None, error: str, retries: int | None = None, override: str | None = None
     ) -> None:
         """End an attempt without an outcome; the agenda sends the step again after ``delay`` seconds.
+
+        With None it never does: the step waits for an outcome from outside.
 
         Raises:
             StoreUnavailableError: no answer; it is noted in the background if this process lives on.
@@ -156,17 +189,25 @@ class Engine(Runs):
         return answer.recorded
 
     def _sealed(self, claim: Claim, text: str) -> str:
-        """Return the payload of an outcome; where a codec fails, the attempt ends without one and is repeated."""
+        """Return the payload of an outcome; where a codec fails, the attempt ends without one and is repeated.
+
+        A step that may not be repeated is lost.
+        """
         key = claim.key
         try:
             return self.codec.seal(text, Place(key.workflow_id, "outcome", key.number, key.run))
         except CodecError as error:
-            self.postpone_step(claim, delay=RetryPolicy().delay(claim.attempt, 0.0), error=str(error))
+            if is_at_most_once(claim):
+                self.lose_step(claim, "has an outcome that no codec here can seal")
+            else:
+                self.postpone_step(claim, delay=RetryPolicy().delay(claim.attempt, 0.0), error=str(error))
             raise
 
     def _is_lost(self, claim: Claim) -> bool:
         """Whether this attempt is one too many of a step that loses its processes."""
         policy = _policy(claim)
+        if is_at_most_once(claim):
+            return claim.lost > 0
         if policy is None:
             return 0 < self.lost_attempts <= claim.lost
         return claim.lost > 0 and 0 < policy.maximum_attempts < claim.attempt
@@ -208,6 +249,11 @@ class Engine(Runs):
         sweep = self.store.sweep(limit)
         self.publish(sweep.messages)
         return sweep
+
+
+def is_at_most_once(claim: Claim) -> bool:
+    """Tell whether an attempt of a step that may have had its effect is the last."""
+    return bool((claim.scheduled.options or {}).get("at_most_once"))
 
 
 def _policy(claim: Claim) -> RetryPolicy | None:

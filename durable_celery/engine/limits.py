@@ -35,17 +35,20 @@ class HistoryLimits:
         Raises:
             HistoryLimitError: it is at a limit, has not ended and is not cancelled.
         """
-        before, now = execution.checked, (execution.position, execution.size)
-        execution.checked = events, size = now
+        before = execution.checked
+        execution.checked = events, size = execution.extent
         if _crossed(before[0], events, WARN_EVENTS) or _crossed(before[1], size, WARN_BYTES):
-            _log.warning("the history of workflow %s has %s events, %s bytes", execution.workflow_id, events, size)
+            _log.warning(
+                "the history of workflow %s has %s events, %s bytes; ctx.continue_as_new() begins a new one",
+                execution.workflow_id, events, size,
+            )  # fmt: skip
         if execution.closed or execution.cancelled:
             return
         if 0 < self.events <= events or 0 < self.size <= size:
             raise HistoryLimitError(
                 f"workflow {execution.workflow_id!r} has {events} events of {size} bytes; the limits are {self.events} "
                 f"events (durable_history_limit) and {self.size} bytes (durable_history_bytes_limit). Raise the limit "
-                "and it goes on, or cancel it; keep runs short by giving parts of them to child runs"
+                "and it goes on, or cancel it; keep runs short with ctx.continue_as_new(), or by child runs"
             )
 
 

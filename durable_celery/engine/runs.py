@@ -159,19 +159,20 @@ class Runs:
     def _execution(self, turn: Turn, execution: Execution | None) -> Execution:
         """Return the cached execution, or a new one that begins at the start of the history.
 
-        A store that was restored to an older state may have lost what a cached execution has seen.
+        The workflow may have gone on as a new run meanwhile, and a store that was restored to an older state may have
+        lost what a cached execution has seen.
         """
-        if execution is not None and execution.position > turn.run.length:
+        run = turn.run
+        if execution is not None and (execution.run != run.run or execution.position > run.length):
             execution.evict()
             execution = None
-        run = turn.run
         return execution or Execution(self.workflows(run.name), run.workflow_id, run=run.run, codec=self.codec)
 
     def _drive_to_rest(self, turn: Turn, execution: Execution, *, deliver: bool) -> TurnDriver:
         """Feed, commit and publish until nothing is new or the run has ended."""
         driver = TurnDriver(self.store, execution, turn, self.patience)
         held = True
-        while held and driver.terminal is None:
+        while held and not driver.is_over:
             driver.feed()
             self.limits.check(execution)
             held = driver.commit(hold=deliver and execution.closed)
@@ -181,18 +182,21 @@ class Runs:
 
     def _after(self, driver: TurnDriver, *, deliver: bool) -> Ending | None:
         run = driver.turn.run
-        if driver.terminal is None:
+        if not driver.is_over:
             self.cache.put(run.workflow_id, driver.execution)
             return None
         driver.execution.evict()
-        if not deliver:
+        if driver.terminal is None or not deliver:
+            # The next run begins, or the end is delivered, by the run's own message.
             self.publish([run_message(run)])
             return None
         return self._reported(Ending(run=run, lease=driver.turn.lease, event=driver.terminal))
 
     def _ending(self, turn: Turn) -> Ending:
         workflow_id, length = turn.run.workflow_id, turn.run.length
-        last = self.patience.persist(lambda: self.store.history(workflow_id, after=length - 1, limit=1))[0].event
+        run = turn.run.run
+        page = self.patience.persist(lambda: self.store.history(workflow_id, run=run, after=length - 1, limit=1))
+        last = page[0].event
         assert isinstance(last, RunCompleted | RunFailed | RunCancelled)  # noqa: S101 - a closed history ends with one
         return self._reported(Ending(run=turn.run, lease=turn.lease, event=last))
 

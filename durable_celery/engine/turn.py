@@ -17,6 +17,7 @@ from durable_celery.events import (
     Recorded,
     RunCancelled,
     RunCompleted,
+    RunContinued,
     RunFailed,
     StepScheduled,
     TerminalEvent,
@@ -67,6 +68,8 @@ class TurnDriver:
         #: Messages that a commit entails, to be published now.
         self.messages: list[StepMessage] = []
         self.terminal: TerminalEvent | None = None
+        #: Whether the run has ended, as the end of the workflow or to go on as the next one.
+        self.is_over = False
         # An execution that takes the place of a cached one begins further back than the page that was asked for.
         events = turn.events if turn.events and turn.events[0].seq == self.seen + 1 else ()
         self._learn(events, turn.run.length)
@@ -103,11 +106,14 @@ class TurnDriver:
             lambda: self.store.commit(self.turn.lease, outputs, read=self.seen, waiting=waiting, hold=hold)
         )
         self.now = answer.now
+        self._collect(outputs)
+        if self.is_over and self.terminal is None:
+            # The log that this turn knows was set aside; what came meanwhile stands in that of the next run.
+            return False
         before = answer.length - len(outputs)
         self._learn(answer.events, before)
         self.backlog += [Recorded(seq=before + i, at=self.now, event=event) for i, event in enumerate(outputs, 1)]
         self.seen = answer.length
-        self._collect(outputs)
         return answer.held
 
     def _learn(self, events: Sequence[Recorded], length: int) -> None:
@@ -116,7 +122,10 @@ class TurnDriver:
         while self.seen < length:
             page = self.patience.persist(
                 lambda: self.store.history(
-                    self.turn.lease.workflow_id, after=self.seen, limit=min(_PAGE, length - self.seen)
+                    self.turn.lease.workflow_id,
+                    run=self.turn.run.run,
+                    after=self.seen,
+                    limit=min(_PAGE, length - self.seen),
                 )
             )
             if not page:
@@ -142,5 +151,7 @@ class TurnDriver:
                 key = StepKey(workflow_id=run.workflow_id, run=run.run, number=event.number)
                 message = StepMessage(key=key, scheduled=event, workflow=run.name, envelope=run.envelope)
                 self.messages.append(message)
+            elif isinstance(event, RunContinued):
+                self.is_over = True
             elif isinstance(event, RunCompleted | RunFailed | RunCancelled):
-                self.terminal = event
+                self.terminal, self.is_over = event, True

@@ -23,12 +23,14 @@ from durable_celery.events import (
     CancelRequested,
     Event,
     Recorded,
+    RunContinued,
     RunStarted,
     StepCompleted,
     StepFailed,
     TimerFired,
 )
-from durable_celery.store.memory_tables import PAGE, Run, Tables, milliseconds
+from durable_celery.store.limits import ATTEMPT_OVER, SILENT, first_passed, story
+from durable_celery.store.memory_tables import PAGE, Run, Tables, key_of, milliseconds, place_of
 from durable_celery.store.protocol import (
     Appended,
     Claim,
@@ -52,6 +54,9 @@ from durable_celery.store.protocol import (
 )
 
 __all__ = ["MemoryStore"]
+
+#: Steps that nobody executes: their outcome comes from elsewhere.
+_ELSEWHERE = {StepState.CHILD, StepState.CANCELLING, StepState.WAITING}
 
 
 class MemoryStore(Tables):
@@ -104,7 +109,7 @@ class MemoryStore(Tables):
             if 0 < room <= (unread := len(run.log) - run.record.read):
                 raise InboxFullError(workflow_id, unread)
             if isinstance(event, TimerFired):
-                self.agenda.pop(("timer", workflow_id, event.number), None)
+                self.agenda.pop(("timer", workflow_id, run.place(event.number)), None)
                 key = f"timer:{event.number}"
             run.keys.add(key)
             run.cancel_requested |= isinstance(event, CancelRequested)
@@ -113,7 +118,7 @@ class MemoryStore(Tables):
 
     def _was_accepted(self, run: Run, event: Event, key: str) -> bool:
         if isinstance(event, TimerFired) and event.number:
-            return ("timer", run.record.workflow_id, event.number) not in self.agenda
+            return ("timer", run.record.workflow_id, run.place(event.number)) not in self.agenda
         if isinstance(event, TimerFired):
             return "timer:0" in run.keys
         return key in run.keys or (isinstance(event, CancelRequested) and run.cancel_requested)
@@ -135,6 +140,8 @@ class MemoryStore(Tables):
         with self.lock:
             run = self.run_table.get(lease.workflow_id)
             if run is not None and _is_repeated(run, lease, outputs, read):
+                if _continues(outputs):
+                    return self._continued(run)
                 end = run.record.read - len(outputs)
                 events, held = tuple(run.log[read:end][:PAGE]), run.record.owner is not None
                 return Committed(events=events, length=run.record.read, held=held, now=self.clock())
@@ -144,6 +151,9 @@ class MemoryStore(Tables):
             for event in outputs:
                 self._append(run, event)
                 self._follow(run, event)
+            if outputs and isinstance(outputs[-1], RunContinued):
+                self._continue(run, outputs[-1], unseen)
+                return self._continued(run)
             if not run.record.status.is_closed:
                 gated = ("timer", lease.workflow_id, 0) in self.agenda
                 run.update(status=RunStatus.PENDING if gated else RunStatus.RUNNING, waiting=waiting)
@@ -153,6 +163,10 @@ class MemoryStore(Tables):
                 self._give_back(run)
                 self._wake(run)
             return Committed(events=unseen[:PAGE], length=len(run.log), held=held, now=self.clock())
+
+    def _continued(self, run: Run) -> Committed:
+        """Return the answer to a commit that began this run; it tells of the one before."""
+        return Committed(events=(), length=len(run.past[run.record.run - 1]), held=False, now=self.clock())
 
     def release(self, workflow_id: str, owner: str, *, delay: float, reason: str = "") -> None:
         """See :meth:`Store.release`."""
@@ -174,32 +188,37 @@ class MemoryStore(Tables):
                 return
             self._give_back(run)
             run.update(delivered=True)
-            self.agenda["retention", lease.workflow_id, 0] = self.clock() + milliseconds(self.timing.retention)
+            until = self.clock() + milliseconds(self.timing.retention)
+            # Not before the logs of its earlier runs, should the retention have become shorter.
+            self.agenda["retention", lease.workflow_id, 0] = max(until, run.past_until)
 
     # -- the life of a step ------------------------------------------------------------------------------------------
 
-    def claim(self, key: StepKey, owner: str) -> Claim | Refused:
+    def claim(self, key: StepKey, owner: str, *, progress: str | None = None) -> Claim | Refused:
         """See :meth:`Store.claim`."""
         with self.lock:
             run = self.run_table.get(key.workflow_id)
-            step = run.steps.get(key.number) if run else None
+            place = place_of(key)
+            step = run.steps.get(place) if run else None
             if run is None or key.run > run.record.run:
                 return Refused(reason=Refusal.UNKNOWN)
-            if step is None or key.run < run.record.run:
-                return self._refuse_step(run, key.number)
-            if step.state is StepState.CLAIMED and step.owner != owner:
-                if self._is_alive(step.owner):
-                    return Refused(reason=Refusal.HELD)
-                self._free_step(run, key.number)
-            if step.state in {StepState.CHILD, StepState.CANCELLING}:
+            if step is None:
+                return self._refuse_step(run, key)
+            if progress is not None and (refused := self._beat(run, key, owner, progress)):
+                return refused
+            is_foreign = step.state is StepState.CLAIMED and step.owner != owner
+            if (is_foreign and self._is_alive(step.owner)) or (progress is None and step.state in _ELSEWHERE):
                 return Refused(reason=Refusal.HELD)
+            if is_foreign:
+                self._free_step(run, place)
             if step.state is StepState.PENDING:
                 if step.not_before > self.clock():
                     return Refused(reason=Refusal.EARLY)
-                self._hold(owner, key.workflow_id, key.number)
+                self._hold(owner, key.workflow_id, place)
                 step.state, step.owner, step.attempt = StepState.CLAIMED, owner, step.attempt + 1
                 step.not_before, step.sends = 0, 0
-                self.agenda.pop(("step", key.workflow_id, key.number), None)
+                self.agenda.pop(("step", key.workflow_id, place), None)
+                self._limit(run, place, "attempt", "heartbeat", over=("start",))
             return Claim(
                 key=key,
                 token=step.attempt,
@@ -207,9 +226,25 @@ class MemoryStore(Tables):
                 attempt=step.attempt,
                 lost=step.lost,
                 retries=step.retries,
-                scheduled=self._scheduled(run, step),
+                scheduled=step.scheduled,
                 override=step.override,
+                progress=step.progress,
             )
+
+    def _beat(self, run: Run, key: StepKey, owner: str, progress: str) -> Refused | None:
+        """Take a heartbeat; return why it is refused, or None."""
+        place = place_of(key)
+        step = run.steps[place]
+        is_its_own = step.state is StepState.WAITING or (step.state, step.owner) == (StepState.CLAIMED, owner)
+        if not run.needs(key):
+            if is_its_own:
+                self._forget_step(run, place)
+            return Refused(reason=Refusal.FINISHED)
+        if not is_its_own:
+            return Refused(reason=Refusal.LOST)
+        step.progress = progress or step.progress
+        self._limit(run, place, "heartbeat")
+        return None
 
     def finish(
         self,
@@ -226,10 +261,10 @@ class MemoryStore(Tables):
             if run is None:
                 return Finished(recorded=False)
             recorded = False
-            step = run.steps.get(key.number) if key.run == run.record.run else None
+            step = run.steps.get(place_of(key))
             if step is not None and (token is None or (step.state, step.attempt) == (StepState.CLAIMED, token)):
-                self._forget_step(run, key.number)
-                if not run.record.status.is_closed and step.state is not StepState.CANCELLING:
+                self._forget_step(run, place_of(key))
+                if run.needs(key) and step.state is not StepState.CANCELLING:
                     self._append(run, outcome)
                     recorded = True
             if run.record.status.is_closed or not run.has_unread:
@@ -243,7 +278,7 @@ class MemoryStore(Tables):
         key: StepKey,
         owner: str,
         *,
-        delay: float,
+        delay: float | None,
         error: str,
         retries: int | None = None,
         override: str | None = None,
@@ -251,32 +286,41 @@ class MemoryStore(Tables):
         """See :meth:`Store.postpone`."""
         with self.lock:
             run = self.run_table.get(key.workflow_id)
-            step = run.steps.get(key.number) if run else None
-            if step is None or step.state is not StepState.CLAIMED or step.owner != owner:
+            place = place_of(key)
+            step = run.steps.get(place) if run else None
+            if run is None or step is None or step.state is not StepState.CLAIMED or step.owner != owner:
                 return False
-            due = self.clock() + milliseconds(delay)
-            self._drop(owner, key.workflow_id, key.number)
-            step.state, step.owner, step.sends, step.not_before = StepState.PENDING, None, 0, due
+            self._drop(owner, key.workflow_id, place)
             step.error, step.override = error, override or step.override
             step.retries = step.retries if retries is None else retries
-            self.agenda["step", key.workflow_id, key.number] = due
+            if delay is None:
+                step.state, step.owner = StepState.WAITING, None
+                if not run.needs(key):
+                    # Nobody waits for what somebody outside may tell.
+                    self._forget_step(run, place)
+                return True
+            due = self.clock() + milliseconds(delay)
+            step.state, step.owner, step.sends, step.not_before = StepState.PENDING, None, 0, due
+            self.agenda["step", key.workflow_id, place] = due
+            self._limit(run, place, over=("attempt", "heartbeat"))
             return True
 
     def settle(self, key: StepKey, *, cancel: bool = False) -> None:
         """See :meth:`Store.settle`."""
         with self.lock:
             run = self.run_table.get(key.workflow_id)
-            step = run.steps.get(key.number) if run else None
+            place = place_of(key)
+            step = run.steps.get(place) if run else None
             if run is None or step is None:
                 return
             if step.state is StepState.CANCELLING and cancel:
-                self._forget_step(run, key.number)
+                self._forget_step(run, place)
             elif step.state is StepState.PENDING and not cancel:
                 step.state = StepState.CHILD
-                self.agenda.pop(("step", key.workflow_id, key.number), None)
-                if run.record.status.is_closed:
+                self.agenda.pop(("step", key.workflow_id, place), None)
+                if not run.needs(key):
                     # Nobody waits for the child's end.
-                    self._forget_step(run, key.number)
+                    self._forget_step(run, place)
 
     # -- what falls due ----------------------------------------------------------------------------------------------
 
@@ -331,8 +375,8 @@ class MemoryStore(Tables):
         self.agenda["step", workflow_id, number] = self.clock() + self._wait(step.sends)
         step.sends += 1
         return StepMessage(
-            key=StepKey(workflow_id=workflow_id, run=run.record.run, number=number),
-            scheduled=self._scheduled(run, step),
+            key=key_of(workflow_id, number),
+            scheduled=step.scheduled,
             workflow=run.record.name,
             envelope=run.record.envelope,
             attempt=step.attempt + 1,
@@ -345,26 +389,34 @@ class MemoryStore(Tables):
         run = self.run_table[workflow_id]
         del self.agenda["timer", workflow_id, number]
         run.keys.add(f"timer:{number}")
-        self._append(run, TimerFired(number=number))
+        self._append(run, TimerFired(number=key_of(workflow_id, number).number))
         return self._wake(run)
 
     def _due_deadline(self, workflow_id: str, number: int) -> RunMessage | None:
         run = self.run_table[workflow_id]
-        seconds = (self._scheduled(run, run.steps[number]).options or {})["timeout"]
-        attempt = run.steps[number].attempt
-        if self._scheduled(run, run.steps[number]).kind == "workflow":
+        step = run.steps[number]
+        passed, limits = first_passed(step.ends.items(), self.clock()), step.limits
+        assert limits is not None and passed is not None  # noqa: S101, PT018 - the alarm stands at one of them
+        if passed == "heartbeat" or (passed == "attempt" and not 0 < limits.tries <= step.attempt):
+            self._free_step(run, number, SILENT if passed == "heartbeat" else ATTEMPT_OVER)
+            return None
+        if step.scheduled.kind == "workflow":
             self._cancel_step(run, number)
         else:
             self._forget_step(run, number)
-        error = StepTimeoutError(f"the step did not end within its timeout of {seconds:g} s")
-        self._append(run, StepFailed(payload=failure_of(error, Codec()), number=number, attempt=attempt))
+        error, name = StepTimeoutError(story(passed, limits, step.scheduled)), key_of(workflow_id, number).number
+        self._append(run, StepFailed(payload=failure_of(error, Codec()), number=name, attempt=step.attempt))
         return self._wake(run)
 
-    def _due_retention(self, workflow_id: str, _: int) -> None:
+    def _due_retention(self, workflow_id: str, past: int) -> None:
         run = self.run_table[workflow_id]
+        del self.agenda["retention", workflow_id, past]
+        if past:
+            del run.past[-past]
+            return
         for number in list(run.steps):
             self._forget_step(run, number)
-        del self.agenda["retention", workflow_id, 0], self.run_table[workflow_id]
+        del self.run_table[workflow_id]
 
     # -- looking -----------------------------------------------------------------------------------------------------
 
@@ -376,23 +428,28 @@ class MemoryStore(Tables):
                 return None
             steps = (
                 PendingStep(
-                    number=number,
+                    number=key_of(workflow_id, place).number,
                     state=step.state,
                     attempt=step.attempt,
                     lost=step.lost,
                     owner=step.owner,
                     error=step.error,
                     due_at=step.not_before or None,
+                    progress=step.progress,
                 )
-                for number, step in sorted(run.steps.items())
+                for place, step in sorted(run.steps.items())
+                if place >= run.place(0)
             )
             return replace(run.record, steps=tuple(steps))
 
-    def history(self, workflow_id: str, *, after: int = 0, limit: int = 1000) -> list[Recorded]:
+    def history(self, workflow_id: str, *, run: int | None = None, after: int = 0, limit: int = 1000) -> list[Recorded]:
         """See :meth:`Store.history`."""
         with self.lock:
-            run = self.run_table.get(workflow_id)
-            return run.log[after : after + limit] if run else []
+            found = self.run_table.get(workflow_id)
+            if found is None:
+                return []
+            log = found.log if run in {None, found.record.run} else found.past.get(run or 0, [])
+            return log[after : after + limit]
 
     def runs(
         self, *, status: RunStatus | None = None, name: str | None = None, cursor: str | None = None, limit: int = 50
@@ -421,8 +478,17 @@ def _is_repeated(run: Run, lease: Lease, outputs: Sequence[Event], read: int) ->
     record = run.record
     if not outputs or record.token != lease.token or record.owner not in {None, lease.owner}:
         return False
-    begin = record.read - len(outputs)
-    return read <= begin and [item.event for item in run.log[begin : record.read]] == list(outputs)
+    log, end = run.log, record.read
+    if _continues(outputs):
+        # Two runs may well end in the same way; it is the turn that tells.
+        log = run.past.get(record.run - 1, []) if run.begun == lease.token else []
+        end = len(log)
+    begin = end - len(outputs)
+    return read <= begin and [item.event for item in log[begin:end]] == list(outputs)
+
+
+def _continues(outputs: Sequence[Event]) -> bool:
+    return bool(outputs) and isinstance(outputs[-1], RunContinued)
 
 
 def _may_write(run: Run, lease: Lease, outputs: Sequence[Event], read: int) -> bool:

@@ -9,22 +9,26 @@ one of two places, the agenda or the hands of a known process.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from threading import RLock
 from typing import Any
 
 from durable_celery.events import (
+    CARRIED,
     CommandCancelled,
     Event,
     Output,
     Recorded,
     RunCancelled,
     RunCompleted,
+    RunContinued,
     RunFailed,
+    RunStarted,
     StepScheduled,
     TimerStarted,
 )
+from durable_celery.store.limits import ATTEMPT_OVER, Limits
 from durable_celery.store.protocol import (
     Lease,
     Refusal,
@@ -32,17 +36,20 @@ from durable_celery.store.protocol import (
     RunMessage,
     RunRecord,
     RunStatus,
+    StepKey,
     StepState,
     Timing,
     Turn,
 )
 
-__all__ = ["PAGE", "OpenStep", "Run", "Tables", "milliseconds", "wall_clock"]
+__all__ = ["PAGE", "OpenStep", "Run", "Tables", "key_of", "milliseconds", "place_of", "wall_clock"]
 
 #: Most events in one answer.
 PAGE = 200
 _CLOSING = {RunCompleted: RunStatus.COMPLETED, RunFailed: RunStatus.FAILED, RunCancelled: RunStatus.CANCELLED}
 _LONGEST_BACKOFF = 60
+#: Commands of all runs of a workflow stand in the same tables, by their *place*: so much lies between two runs.
+_SPAN = 1_000_000_000
 
 
 def wall_clock() -> int:
@@ -55,12 +62,21 @@ def milliseconds(seconds: float) -> int:
     return round(seconds * 1000)
 
 
+def place_of(key: StepKey) -> int:
+    """Return a command's place in the tables: its number, in the first run."""
+    return (key.run - 1) * _SPAN + key.number
+
+
+def key_of(workflow_id: str, place: int) -> StepKey:
+    """Return the run and the number of a command from its place."""
+    return StepKey(workflow_id=workflow_id, run=place // _SPAN + 1, number=place % _SPAN)
+
+
 @dataclass(slots=True, kw_only=True)
 class OpenStep:
     """A step without an outcome."""
 
-    #: Seq of its ``StepScheduled``.
-    seq: int
+    scheduled: StepScheduled
     state: StepState = StepState.PENDING
     attempt: int = 0
     lost: int = 0
@@ -72,6 +88,11 @@ class OpenStep:
     not_before: int = 0
     #: How often its message was sent since something last happened to it.
     sends: int = 1
+    #: What the last heartbeat saved.
+    progress: str | None = None
+    limits: Limits | None = None
+    #: Limit -> when it passes (ms since 1970): those that run now.
+    ends: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -81,8 +102,15 @@ class Run:
     record: RunRecord
     digest: str
     log: list[Recorded] = field(default_factory=list)
+    #: The logs of earlier runs, by their numbers.
+    past: dict[int, list[Recorded]] = field(default_factory=dict)
+    #: When the last of them goes (ms since 1970).
+    past_until: int = 0
+    #: Token of the turn that ended the one before it; 0 for the first.
+    begun: int = 0
+    #: By their places, as everything that names a command.
     steps: dict[int, OpenStep] = field(default_factory=dict)
-    #: Numbers of steps that the workflow cancelled.
+    #: Places of steps that the workflow cancelled.
     cancelled: set[int] = field(default_factory=set)
     #: Keys of the inputs that were accepted.
     keys: set[str] = field(default_factory=set)
@@ -91,9 +119,17 @@ class Run:
     sends: int = 1
     cancel_requested: bool = False
 
+    def place(self, number: int) -> int:
+        """Return the place of a command of the newest run."""
+        return place_of(StepKey(workflow_id=self.record.workflow_id, run=self.record.run, number=number))
+
     def update(self, **changes: Any) -> None:
         """Change fields of the record."""
         self.record = replace(self.record, **changes)
+
+    def needs(self, key: StepKey) -> bool:
+        """Whether the outcome of a step may still matter to somebody."""
+        return key.run == self.record.run and not self.record.status.is_closed
 
     @property
     def has_unread(self) -> bool:
@@ -114,9 +150,10 @@ class Tables:
         self.timing, self.clock = timing, clock
         self.lock = RLock()
         self.run_table: dict[str, Run] = {}
-        #: (kind, id, number) -> due. Kinds: run, step, timer, deadline, owner, retention.
+        #: (kind, id, place of a command) -> due. Kinds: run, step, timer, deadline, owner, retention (of all, and of
+        #: the logs of earlier runs by their numbers below 0, so that they go first).
         self.agenda: dict[tuple[str, str, int], int] = {}
-        #: process -> {(workflow_id, step number or 0 for the lease)}
+        #: process -> {(workflow_id, place of a step or 0 for the lease)}
         self.held: dict[str, set[tuple[str, int]]] = {}
 
     # -- histories ---------------------------------------------------------------------------------------------------
@@ -129,14 +166,15 @@ class Tables:
         """Do what an output event entails outside the history."""
         workflow_id, now = run.record.workflow_id, self.clock()
         match event:
-            case StepScheduled(number=number):
-                run.steps[number] = OpenStep(seq=len(run.log))
+            case StepScheduled():
+                number = run.place(event.number)
+                run.steps[number] = OpenStep(scheduled=event, limits=Limits.of(event.options))
                 self.agenda["step", workflow_id, number] = now + self._wait(0)
-                if timeout := (event.options or {}).get("timeout"):
-                    self.agenda["deadline", workflow_id, number] = now + milliseconds(timeout)
-            case TimerStarted(number=number, due_at=due_at):
-                self.agenda["timer", workflow_id, number] = due_at
-            case CommandCancelled(target=target):
+                self._limit(run, number, "whole", "start")
+            case TimerStarted(due_at=due_at):
+                self.agenda["timer", workflow_id, run.place(event.number)] = due_at
+            case CommandCancelled():
+                target = run.place(event.target)
                 self.agenda.pop(("timer", workflow_id, target), None)
                 self._cancel_step(run, target)
             case RunCompleted() | RunFailed() | RunCancelled():
@@ -146,7 +184,7 @@ class Tables:
                 pass
 
     def _close(self, run: Run) -> None:
-        """Drop what means nothing to a closed run: timers, deadlines, children's ends.
+        """Drop what means nothing to a closed run: timers, deadlines, outcomes that come from children or outside.
 
         Steps that were not cancelled are still executed; children that are to be cancelled are still told.
         """
@@ -154,22 +192,53 @@ class Tables:
             if kind in {"timer", "deadline"} and name == run.record.workflow_id:
                 del self.agenda[kind, name, number]
         run.cancelled.clear()
-        for number in [number for number, step in run.steps.items() if step.state is StepState.CHILD]:
+        told_outside = {StepState.CHILD, StepState.WAITING}
+        for number in [number for number, step in run.steps.items() if step.state in told_outside]:
             self._forget_step(run, number)
+
+    def _continue(self, run: Run, end: RunContinued, unseen: Sequence[Recorded]) -> None:
+        """Set the log aside and begin that of the next run, with the inputs that no code has taken; wake it."""
+        record = run.record
+        self._close(run)
+        inputs = [run.log[seq - 1].event for seq in end.kept]
+        inputs += [item.event for item in unseen if isinstance(item.event, CARRIED)]
+        until = self.clock() + milliseconds(self.timing.retention)
+        self.agenda["retention", record.workflow_id, -record.run] = until
+        run.past_until, run.begun = max(run.past_until, until), record.token
+        run.past[record.run], run.log = run.log, []
+        run.update(run=record.run + 1, read=0, status=RunStatus.RUNNING, waiting="", failures=0, reason="")
+        self._append(run, RunStarted(payload=end.payload, name=record.name, format=end.format, parent=record.parent))
+        for event in inputs:
+            self._append(run, event)
+        self._give_back(run)
+        self._wake(run)
 
     # -- open steps --------------------------------------------------------------------------------------------------
 
-    def _scheduled(self, run: Run, step: OpenStep) -> StepScheduled:
-        event = run.log[step.seq - 1].event
-        assert isinstance(event, StepScheduled)  # noqa: S101 - the seq was noted when this event was appended
-        return event
+    def _limit(self, run: Run, number: int, *begun: str, over: tuple[str, ...] = ()) -> None:
+        """Let limits of a step begin anew, or be over, and arm its one alarm at the nearest of those that run.
+
+        Where nobody waits for its outcome it has no limits any more: its alarm went with its run.
+        """
+        step, entry = run.steps[number], ("deadline", run.record.workflow_id, number)
+        if step.limits is None or not run.needs(key_of(run.record.workflow_id, number)):
+            return
+        for kind in over:
+            step.ends.pop(kind, None)
+        for kind in begun:
+            if (limit := getattr(step.limits, kind)) is not None:
+                step.ends[kind] = self.clock() + limit
+        if step.ends:
+            self.agenda[entry] = min(step.ends.values())
+        else:
+            self.agenda.pop(entry, None)
 
     def _cancel_step(self, run: Run, number: int) -> None:
         step = run.steps.get(number)
         if step is None:
             return
         run.cancelled.add(number)
-        if self._scheduled(run, step).kind == "workflow":
+        if step.scheduled.kind == "workflow":
             # The child may exist although nobody has said so yet: it is told in any case.
             step.state, step.sends = StepState.CANCELLING, 0
             self.agenda["step", run.record.workflow_id, number] = self.clock()
@@ -184,10 +253,11 @@ class Tables:
         if step.owner:
             self._drop(step.owner, workflow_id, number)
 
-    def _refuse_step(self, run: Run, number: int) -> Refused:
-        if number not in run.cancelled and number > run.last_number:
+    def _refuse_step(self, run: Run, key: StepKey) -> Refused:
+        is_cancelled = place_of(key) in run.cancelled
+        if key.run == run.record.run and not is_cancelled and key.number > run.last_number:
             return Refused(reason=Refusal.UNKNOWN)
-        reason = Refusal.CANCELLED if number in run.cancelled else Refusal.FINISHED
+        reason = Refusal.CANCELLED if is_cancelled else Refusal.FINISHED
         return Refused(reason=reason, message=None if run.record.status.is_closed else self._wake(run, again=True))
 
     # -- wake-ups ----------------------------------------------------------------------------------------------------
@@ -273,13 +343,16 @@ class Tables:
             else:
                 self._free_lease(run)
 
-    def _free_step(self, run: Run, number: int) -> None:
+    def _free_step(self, run: Run, number: int, error: str = "the process that ran it was lost") -> None:
         step = run.steps[number]
         if step.owner:
             self._drop(step.owner, run.record.workflow_id, number)
         step.state, step.owner, step.sends, step.not_before = StepState.PENDING, None, 0, 0
-        step.lost, step.error = step.lost + 1, "the process that ran it was lost"
+        step.error = error
+        if error != ATTEMPT_OVER:
+            step.lost = step.lost + 1
         self.agenda["step", run.record.workflow_id, number] = self.clock()
+        self._limit(run, number, over=("attempt", "heartbeat"))
 
     def _free_lease(self, run: Run) -> None:
         self._give_back(run)

@@ -20,6 +20,11 @@ each take, claim and finish, and makes repeating them safe: a ``take``, ``claim`
 claim held by the very same owner text gives the same answer (same token, same attempt) again. A reply that was lost can
 thus be asked for again, and a lease whose reply never came can be released by its owner text alone.
 
+A workflow id may have several *runs*, one after the other: where a run continues as the next one, its log is set aside
+and a new one begins, in the same operation. Leases, fencing tokens, keys of inputs and the entry in the list of runs
+belong to the workflow; logs, commands and step keys to one run. Steps of an earlier run that a closed run would still
+execute are still executed; nothing is recorded of them.
+
 All instants are the store's clock, in milliseconds since 1970; all durations are seconds.
 """
 
@@ -89,6 +94,8 @@ class StepState(StrEnum):
     PENDING = "pending"
     #: An owner executes an attempt.
     CLAIMED = "claimed"
+    #: Its attempt has ended without an outcome, which somebody outside will tell.
+    WAITING = "waiting"
     #: A child run exists and will report.
     CHILD = "child"
     #: The workflow does not want it any more, and the child run is still to be told.
@@ -100,7 +107,7 @@ class Refusal(StrEnum):
 
     #: No such run or step in the store.
     UNKNOWN = "unknown"
-    #: The step has its outcome, or its closed run needs none.
+    #: The step has its outcome, or its run has ended and needs none.
     FINISHED = "finished"
     #: The workflow cancelled the step.
     CANCELLED = "cancelled"
@@ -108,6 +115,8 @@ class Refusal(StrEnum):
     HELD = "held"
     #: A retry is waiting for its due time.
     EARLY = "early"
+    #: A heartbeat came from an attempt that is not the step's any more.
+    LOST = "lost"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -120,7 +129,7 @@ class Timing:
     resend_after: float = 10.0
     #: Longest wait between two sends of one message.
     resend_limit: float = 300.0
-    #: How long a closed and delivered run is kept.
+    #: How long a closed and delivered run is kept, and the log of a run that continued as another one.
     retention: float = 7 * 86400.0
 
 
@@ -216,6 +225,8 @@ class PendingStep:
     error: str | None
     #: When a retry falls due (ms since 1970), or None.
     due_at: int | None
+    #: What the last heartbeat saved (encoded), or None.
+    progress: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -247,7 +258,7 @@ class RunRecord:
     envelope: str = "{}"
     #: Whether Celery has stored the end and fired its callbacks.
     delivered: bool = False
-    #: Open steps; filled by ``get`` only.
+    #: Open steps of this run; filled by ``get`` only.
     steps: tuple[PendingStep, ...] = ()
 
 
@@ -333,6 +344,8 @@ class Claim:
     scheduled: StepScheduled
     #: Arguments that a ``self.retry(args=...)`` put in place of the scheduled ones (encoded), or None.
     override: str | None = None
+    #: What the last heartbeat saved, of this attempt or of an earlier one (encoded), or None.
+    progress: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -425,9 +438,17 @@ class Store(Protocol):
 
         ``read`` is the seq up to which the caller has seen the history (its own outputs counted): whatever comes after
         it is new. Steps get their entry and their first resend, timers their due time, cancelled commands lose both, a
-        terminal event closes the run and puts the delivery into the agenda. A step with a ``timeout`` option gets a
-        deadline. The lease is kept if ``hold`` or if there are new inputs, else given back.
+        terminal event closes the run and puts the delivery into the agenda. A step whose options limit its time gets
+        an alarm (:mod:`durable_celery.store.limits`). The lease is kept if ``hold`` or if there are new inputs, else
+        given back.
         A terminal event closes the run even if inputs came meanwhile: they are too late.
+
+        A :class:`RunContinued`, which is the last output, ends the run and begins the next one. What a close drops is
+        dropped. The log is set aside for the retention. A new one begins with a :class:`RunStarted` of the same name
+        and parent and with the payload of the continuation, and goes on with the inputs that it names as ``kept`` and
+        those of the same kinds (``CARRIED``) that came after ``read``, in their order. Keys of inputs stay. The lease
+        is given back whatever ``hold`` says, and the run is woken; the answer has no events, and the length of the old
+        log. One that comes again is known by its token, because two runs may well end in the same way.
 
         A commit that has taken effect and comes again is known by its position and its outputs, and gets its answer
         again. So ``read`` is never less than the length that the last commit of the run returned.
@@ -453,8 +474,14 @@ class Store(Protocol):
         """
         ...
 
-    def claim(self, key: StepKey, owner: str) -> Claim | Refused:
-        """Begin an attempt of a step, counted before it runs (worker)."""
+    def claim(self, key: StepKey, owner: str, *, progress: str | None = None) -> Claim | Refused:
+        """Begin an attempt of a step, counted before it runs (worker); with ``progress``, give a heartbeat of it.
+
+        A heartbeat never begins anything. It takes the step's heartbeat limit up anew, and saves what it brings: a text
+        for the next attempt to find, or ``""`` to leave what is there. A step that is WAITING takes it from anybody.
+        It is refused as LOST where the owner's claim is the step's no more; as FINISHED where the run has closed or
+        continued as another one, and a step that is the owner's goes with that, because nobody waits for it.
+        """
         ...
 
     def finish(
@@ -468,7 +495,8 @@ class Store(Protocol):
     ) -> Finished:
         """Record a step's outcome, once (worker).
 
-        ``token`` is the claim's; None is for outcomes from outside a claim: a child run's end, a revoked step. With
+        ``token`` is the claim's; None is for outcomes from outside a claim: a child run's end, a step that was revoked
+        or completed by its token. With
         ``take_over`` (an owner) the run's lease is taken in the same operation, if it is free, as by :meth:`take`.
         An outcome that is not recorded (stale, repeated) still gives the lease or the message if the run has unread
         inputs and nobody alive has its lease.
@@ -480,12 +508,14 @@ class Store(Protocol):
         key: StepKey,
         owner: str,
         *,
-        delay: float,
+        delay: float | None,
         error: str,
         retries: int | None = None,
         override: str | None = None,
     ) -> bool:
         """End an attempt without an outcome; the step is sent again after ``delay`` (worker).
+
+        None is never: the step is WAITING for an outcome from outside, with the limits of the attempt.
 
         ``retries`` and ``override`` stay as they were if they are None.
         The claim is known by its owner text, as in :meth:`release`; False if it is not the step's any more.
@@ -513,9 +543,9 @@ class Store(Protocol):
     def sweep(self, limit: int = 100) -> Sweep:
         """Settle up to ``limit`` entries that are due, each at most once per due time (worker).
 
-        Due timers and deadlines append their event and wake the run; what a dead owner held falls due at once; a run's
-        or step's message is given back to be published, and falls due again after a wait that doubles each time; runs
-        past their retention are deleted.
+        Due timers append their event and wake the run; so do the alarms of steps, or they free an attempt that took
+        too long; what a dead owner held falls due at once; a run's or step's message is given back to be published,
+        and falls due again after a wait that doubles each time; runs past their retention are deleted.
         """
         ...
 
@@ -523,8 +553,11 @@ class Store(Protocol):
         """Return the record of a run with its open steps (client)."""
         ...
 
-    def history(self, workflow_id: str, *, after: int = 0, limit: int = 1000) -> list[Recorded]:
-        """Return up to ``limit`` events after seq ``after``, in order (client, worker)."""
+    def history(self, workflow_id: str, *, run: int | None = None, after: int = 0, limit: int = 1000) -> list[Recorded]:
+        """Return up to ``limit`` events after seq ``after``, in order (client, worker).
+
+        ``run`` is the newest one if it is not given; of an earlier one there is nothing once its retention is over.
+        """
         ...
 
     def runs(

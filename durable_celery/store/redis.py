@@ -14,6 +14,7 @@ from __future__ import annotations
 import json
 import os
 import re
+from dataclasses import replace
 from functools import cache
 from hashlib import sha1
 from operator import methodcaller
@@ -55,6 +56,7 @@ from durable_celery.errors import (
     WorkflowNotFoundError,
 )
 from durable_celery.events import Event, Recorded, RunStarted, StepCompleted, StepFailed, encode
+from durable_celery.store.limits import STORIES
 from durable_celery.store.protocol import (
     Appended,
     Claim,
@@ -151,8 +153,7 @@ class RedisStore:
     def _setup(self, server: _Server, timing: Timing) -> None:
         self._server, self.timing = server, timing
         self._first_shard = 0
-        error = StepTimeoutError("the step did not end within its timeout of @TIMEOUT@ s")
-        self._timeout_failure = failure_of(error, Codec())
+        self._overdue = failure_of(StepTimeoutError("@STORY@"), Codec()), json.dumps(STORIES)
 
     # -- the life of a run -------------------------------------------------------------------------------------------
 
@@ -223,12 +224,13 @@ class RedisStore:
 
     # -- the life of a step ------------------------------------------------------------------------------------------
 
-    def claim(self, key: StepKey, owner: str) -> Claim | Refused:
+    def claim(self, key: StepKey, owner: str, *, progress: str | None = None) -> Claim | Refused:
         """See :meth:`Store.claim`."""
-        kind, *answer = self._verb("claim", key.workflow_id, key.run, key.number, owner)
+        beat = [] if progress is None else [progress]
+        kind, *answer = self._verb("claim", key.workflow_id, key.run, key.number, owner, *beat)
         if kind == "refused":
             return Refused(reason=Refusal(answer[0]), message=_run_message(answer[1]))
-        attempt, lost, retries, line, override = answer
+        attempt, lost, retries, line, override, saved = answer
         return Claim(
             key=key,
             token=attempt,
@@ -238,6 +240,7 @@ class RedisStore:
             retries=retries,
             scheduled=scheduled_step(line),
             override=override,
+            progress=saved,
         )
 
     def finish(
@@ -271,18 +274,19 @@ class RedisStore:
         key: StepKey,
         owner: str,
         *,
-        delay: float,
+        delay: float | None,
         error: str,
         retries: int | None = None,
         override: str | None = None,
     ) -> bool:
         """See :meth:`Store.postpone`."""
-        words = (owner, milliseconds(delay), printable(error), "" if retries is None else retries, override or "")
-        return bool(self._verb("postpone", key.workflow_id, key.number, *words))
+        wait = "" if delay is None else milliseconds(delay)
+        words = (owner, wait, printable(error), "" if retries is None else retries, override or "")
+        return bool(self._verb("postpone", key.workflow_id, key.run, key.number, *words))
 
     def settle(self, key: StepKey, *, cancel: bool = False) -> None:
         """See :meth:`Store.settle`."""
-        self._verb("settle", key.workflow_id, key.number, int(cancel))
+        self._verb("settle", key.workflow_id, key.run, key.number, int(cancel))
 
     # -- what falls due ----------------------------------------------------------------------------------------------
 
@@ -304,7 +308,7 @@ class RedisStore:
             if room <= 0:
                 waits.append(0)
                 break
-            sent, settled, _, wait = self._server.script("sweep", shard, room, self._timeout_failure)
+            sent, settled, _, wait = self._server.script("sweep", shard, room, *self._overdue)
             messages += map(read_message, sent)
             for kind, number in zip(settled[::2], settled[1::2], strict=True):
                 counts[kind] = counts.get(kind, 0) + number
@@ -322,12 +326,16 @@ class RedisStore:
     def get(self, workflow_id: str) -> RunRecord | None:
         """See :meth:`Store.get`."""
         answer = self._verb("get", workflow_id)
-        return None if answer is None else read_record(answer[0], open_steps(answer[1]))
+        if answer is None:
+            return None
+        record = read_record(answer[0])
+        return replace(record, steps=open_steps(answer[1], record.run))
 
-    def history(self, workflow_id: str, *, after: int = 0, limit: int = 1000) -> list[Recorded]:
-        """See :meth:`Store.history`. Read in pages; the log only grows, so they fit together."""
+    def history(self, workflow_id: str, *, run: int | None = None, after: int = 0, limit: int = 1000) -> list[Recorded]:
+        """See :meth:`Store.history`. Read in pages; the log of a run only grows, so they fit together."""
         events: list[Recorded] = []
-        log = self._server.key(self._server.shard_of(workflow_id), f"log:{workflow_id}")
+        run = run or self._newest(workflow_id)
+        log = self._server.key(self._server.shard_of(workflow_id), f"log{run if run > 1 else ''}:{workflow_id}")
         while len(events) < limit:
             begin, end = after + len(events), after + min(limit, len(events) + PAGE)
             lines = self._server.ask(methodcaller("lrange", log, begin + 1, end))
@@ -335,6 +343,12 @@ class RedisStore:
             if len(lines) < end - begin:
                 break
         return events
+
+    def _newest(self, workflow_id: str) -> int:
+        """Return the number of the newest run."""
+        name = self._server.key(self._server.shard_of(workflow_id), f"run:{workflow_id}")
+        text = self._server.ask(methodcaller("get", name))
+        return int(json.loads(text).get("run", 1)) if text else 1
 
     def runs(
         self, *, status: RunStatus | None = None, name: str | None = None, cursor: str | None = None, limit: int = 50

@@ -9,12 +9,14 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from durable_celery.events import (
+    CARRIED,
     CancelRequested,
     CommandCancelled,
     Event,
     Recorded,
     RunCancelled,
     RunCompleted,
+    RunContinued,
     RunFailed,
     StepScheduled,
     TimerFired,
@@ -22,6 +24,7 @@ from durable_celery.events import (
     decode,
     encode,
 )
+from durable_celery.store.limits import Limits
 from durable_celery.store.protocol import (
     Lease,
     PendingStep,
@@ -56,6 +59,7 @@ _CLOSING: dict[type[Event], RunStatus] = {
     RunFailed: RunStatus.FAILED,
     RunCancelled: RunStatus.CANCELLED,
 }
+_CARRIED = f" {' '.join(kind.__name__ for kind in CARRIED)} "
 
 
 class Head:
@@ -151,9 +155,13 @@ def scheduled_step(line: str) -> StepScheduled:
     return event
 
 
-def open_steps(flat: Sequence[str]) -> tuple[PendingStep, ...]:
-    """Return the open steps from ``[number, text, ...]``, in the order of their numbers."""
-    table = {int(number): text for number, text in zip(flat[::2], flat[1::2], strict=True) if text.startswith("{")}
+def open_steps(flat: Sequence[str], run: int) -> tuple[PendingStep, ...]:
+    """Return the open steps of a run from ``[place, text, ...]``, in the order of their numbers."""
+    table: dict[int, str] = {}
+    for place, text in zip(flat[::2], flat[1::2], strict=True):
+        before, dot, number = place.rpartition(".")
+        if text.startswith("{") and (int(before) if dot else 1) == run:
+            table[int(number)] = text
     return tuple(_open_step(number, json.loads(text)) for number, text in sorted(table.items()))
 
 
@@ -166,6 +174,7 @@ def _open_step(number: int, entry: dict[str, Any]) -> PendingStep:
         owner=entry.get("owner"),
         error=entry.get("error"),
         due_at=entry.get("due"),
+        progress=entry.get("progress"),
     )
 
 
@@ -191,14 +200,16 @@ def _follows(event: Event) -> tuple[str, int, str | int, str]:
     number: int = getattr(event, "number", 0)
     match event:
         case StepScheduled(kind=kind, options=options):
-            timeout = (options or {}).get("timeout")
+            limits = Limits.of(options)
             word = "child" if kind == "workflow" else "step"
-            return (word, number, milliseconds(timeout), f"{timeout:g}") if timeout else (word, number, "", "")
+            return word, number, json.dumps(limits.to_json(), separators=(",", ":")) if limits else "", ""
         case TimerStarted(due_at=due_at):
             return "timer", number, due_at, ""
         case CommandCancelled(target=target):
             return "cancel", number, target, ""
         case RunCompleted() | RunFailed() | RunCancelled():
             return "close", number, _CLOSING[type(event)].value, ""
+        case RunContinued():
+            return "continue", number, _CARRIED, ""
         case _:
             return "", number, "", ""

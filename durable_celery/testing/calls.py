@@ -6,12 +6,12 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from durable_celery.steps import current_step
+from durable_celery.current import current_step
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from durable_celery.steps import StepInfo
+    from durable_celery.current import StepInfo
     from durable_celery.store.protocol import Store
     from durable_celery.testing.stubs import Script
 

@@ -270,7 +270,7 @@ class _Plan:
                 attempts.setdefault((one.task, one.key), []).append(one.attempt)
         facts = {
             "end": (type(history[-1].event).__name__, end),
-            "steps": sorted(_steps(history)),
+            "steps": sorted(step for run in system.histories(_ID) for step in _steps(run)),
             "effects": self.world.look(),
         }
         return _Seen(facts=facts, hand=hand, story=system.story(_ID), attempts=attempts)

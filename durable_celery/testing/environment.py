@@ -168,6 +168,21 @@ class Environment:
         self._bound.binding.client.cancel(_id_of(run), reason)
         self.settle()
 
+    def complete_step(self, token: str, result: object = None) -> None:
+        """Give the result of a step that leaves its outcome to others, and let happen what follows at once.
+
+        Args:
+            token: its key: ``current_step().key``, or ``durable.executed(task)[0].key``.
+            result: what it returns to its workflow.
+        """
+        self._bound.binding.client.complete_step(token, result)
+        self.settle()
+
+    def fail_step(self, token: str, error: BaseException | str) -> None:
+        """Let a step fail that leaves its outcome to others, and let happen what follows at once."""
+        self._bound.binding.client.fail_step(token, error)
+        self.settle()
+
     # -- in the place of tasks ---------------------------------------------------------------------------------------
 
     def override(self, steps: Mapping[Any, Any]) -> None:

@@ -52,6 +52,8 @@ class History:
     name: str
     #: From the first event, without gaps.
     events: Sequence[Recorded]
+    #: Which execution of the workflow id.
+    run: int = 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,7 +105,7 @@ def _replay(
 ) -> tuple[End, Sequence[tuple[int, int]]]:
     """Replay in one way: its name, what to feed at a time, what to advise."""
     way, parts, advice = plan
-    execution = Execution(definition, history.workflow_id, codec=codec)
+    execution = Execution(definition, history.workflow_id, run=history.run, codec=codec)
     reached_local = False
     try:
         for events in parts:

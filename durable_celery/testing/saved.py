@@ -48,7 +48,7 @@ class SavedHistory:
         try:
             form = json.loads(self._text())
             history = history_from_json(form)
-            workflow_id = form["workflow_id"]
+            workflow_id, run = form["workflow_id"], form.get("run", 1)
         except OSError as error:
             raise HistoryFileError(f"{self}: cannot be opened: {error.strerror}") from error
         except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
@@ -56,7 +56,7 @@ class SavedHistory:
         self._check(workflow_id, history)
         started = history[0].event
         assert isinstance(started, RunStarted)  # noqa: S101 - as was checked
-        return History(workflow_id=workflow_id, name=started.name, events=history)
+        return History(workflow_id=workflow_id, name=started.name, events=history, run=run)
 
     def check_payloads(self, history: History, codec: Codec) -> None:
         """Find out whether the codec reads all of them.
@@ -66,7 +66,7 @@ class SavedHistory:
         """
         for item in history.events:
             try:
-                codec.decode(item.event.payload, place_of(item.event, history.workflow_id))
+                codec.decode(item.event.payload, place_of(item.event, history.workflow_id, history.run))
             except DurableError as error:
                 raise HistoryFileError(
                     f"{self}: the payload of event {item.seq} ({type(item.event).__name__}) cannot be read: {error}. "

@@ -220,13 +220,21 @@ class System:
 
     # -- for people --------------------------------------------------------------------------------------------------
 
-    def history(self, workflow_id: str) -> list[Recorded]:
-        """Return all events of a run."""
-        return self.store.history(workflow_id, limit=1_000_000_000)
+    def history(self, workflow_id: str, run: int | None = None) -> list[Recorded]:
+        """Return all events of a run: the newest, or the one with this number."""
+        return self.store.history(workflow_id, run=run, limit=1_000_000_000)
+
+    def histories(self, workflow_id: str) -> list[list[Recorded]]:
+        """Return the events of each run of a workflow whose log is there."""
+        record = self.store.get(workflow_id)
+        runs = range(1, record.run + 1) if record is not None else ()
+        return [history for run in runs if (history := self.history(workflow_id, run))]
 
     def story(self, workflow_id: str) -> str:
-        """Return a run's history as text."""
-        return timeline(workflow_id, self.history(workflow_id), codec=self.binding.codec)
+        """Return the history of a workflow's newest run as text."""
+        record = self.store.get(workflow_id)
+        run = record.run if record is not None else 1
+        return timeline(workflow_id, self.history(workflow_id, run), run=run, codec=self.binding.codec)
 
     def open_runs(self) -> list[RunRecord]:
         """Return the runs that have not ended."""
@@ -343,12 +351,11 @@ class _CheckedEngine(Engine):
 
     def _drive_to_rest(self, turn: Turn, execution: Execution, *, deliver: bool) -> TurnDriver:
         driver = super()._drive_to_rest(turn, execution, deliver=deliver)
-        if driver.terminal is not None and self._system.cold:
+        if driver.is_over and self._system.cold:
             run = turn.run
             try:
-                replay(
-                    self.workflows(run.name), run.workflow_id, self._system.history(run.workflow_id), self.codec
-                ).evict()
+                history = self._system.history(run.workflow_id, run.run)
+                replay(self.workflows(run.name), run.workflow_id, history, self.codec, run=run.run).evict()
             except NonDeterminismError as error:
                 self._system.errors.append(error)
         return driver

@@ -17,13 +17,22 @@ from durable_celery.codec import Codec, Place, place_of
 from durable_celery.engine import Ending, Engine, Patience
 from durable_celery.engine.starting import start_run
 from durable_celery.errors import (
+    CompleteLater,
     DurableError,
+    StepCancelled,
     StoreUnavailableError,
     WorkflowClosedError,
     WorkflowCodeError,
     WorkflowNotFoundError,
 )
-from durable_celery.events import CancelRequested, Recorded, RunCompleted, SignalReceived, TerminalEvent
+from durable_celery.events import (
+    CancelRequested,
+    Recorded,
+    RunCompleted,
+    SignalReceived,
+    StepCompleted,
+    TerminalEvent,
+)
 from durable_celery.store.memory import MemoryStore
 from durable_celery.store.protocol import (
     Claim,
@@ -33,6 +42,7 @@ from durable_celery.store.protocol import (
     RunRecord,
     RunStatus,
     Started,
+    StepKey,
     StepMessage,
     Store,
     Timing,
@@ -117,6 +127,10 @@ class Process:
         world.running = self
         try:
             result = world.tasks[message.scheduled.task](*args, **kwargs)
+        except CompleteLater:
+            self.engine.postpone_step(claim, delay=None, error="")
+        except StepCancelled:
+            pass  # its heartbeat found the claim gone
         except Exception as error:  # noqa: BLE001 - as the worker does
             self.engine.fail_step(claim, error, go_on=world.go_on)
         else:
@@ -238,6 +252,12 @@ class World:
             self.signals.append((id, name, value))
         self._publish(answer.message)
 
+    def complete(self, key: StepKey, result: Any) -> None:
+        """Tell a step's result from outside; whether it is still wanted is up to the store."""
+        payload = self.codec.encode(result, "result", Place(key.workflow_id, "outcome", key.number, key.run))
+        outcome = StepCompleted(number=key.number, attempt=0, payload=payload)
+        self._publish(self._insist(lambda: self.client.finish(key, outcome, token=None)).message)
+
     def cancel(self, id: str = "w") -> None:  # noqa: A002
         """Ask a run to stop."""
         try:
@@ -276,13 +296,18 @@ class World:
             raise WorkflowNotFoundError(id)
         return record
 
-    def history(self, id: str = "w") -> list[Recorded]:  # noqa: A002
-        """Return all events of a run."""
-        return self.store.history(id, limit=1_000_000)
+    def history(self, id: str = "w", run: int | None = None) -> list[Recorded]:  # noqa: A002
+        """Return all events of a run: the newest, or the one with this number."""
+        return self.store.history(id, run=run, limit=1_000_000)
 
-    def kinds(self, id: str = "w") -> list[str]:  # noqa: A002
+    def histories(self, id: str = "w") -> dict[int, list[Recorded]]:  # noqa: A002
+        """Return the events of each run whose log is there, by their numbers."""
+        runs = {run: self.history(id, run) for run in range(1, self.record(id).run + 1)}
+        return {run: history for run, history in runs.items() if history}
+
+    def kinds(self, id: str = "w", run: int | None = None) -> list[str]:  # noqa: A002
         """Return the names of the events of a run."""
-        return [type(item.event).__name__ for item in self.history(id)]
+        return [type(item.event).__name__ for item in self.history(id, run)]
 
     def outcome(self, id: str = "w") -> tuple[RunStatus, Any]:  # noqa: A002
         """Return a run's status, and its result, or what it failed with as text."""
@@ -359,7 +384,8 @@ class World:
         """Say what there is, for a test that fails."""
         lines = [f"clock +{(self.clock.now - EPOCH) / 1000:g} s, agenda {self.pending}, held {self.store.held}"]
         for name in self.store.run_table:
-            lines += [str(self.record(name)), *(f"  {item}" for item in self.history(name))]
+            lines.append(str(self.record(name)))
+            lines += [f"  {run} {item}" for run, history in self.histories(name).items() for item in history]
         return "\n".join([*lines, *map(str, self.broker), *self.watch.tail()])
 
 

@@ -11,11 +11,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from random import Random
-from typing import Any, Concatenate, ParamSpec, Self, TypeVar, overload
+from typing import Any, Concatenate, NoReturn, ParamSpec, Self, TypeVar, overload
 from uuid import UUID
 
 from durable_celery.policy import RetryPolicy
-from durable_celery.workflow import verbs
+from durable_celery.workflow import continuation, verbs
 from durable_celery.workflow.handles import Handle, StepHandle
 from durable_celery.workflow.logger import WorkflowLogger
 from durable_celery.workflow.machine import Machine
@@ -43,6 +43,10 @@ class WorkflowInfo:
     started_at: datetime
     #: Seq of the event that is being applied: how long the history is, up to now.
     history_length: int
+    #: About how many bytes these events take.
+    history_bytes: int
+    #: Whether the history is so long (5,000 events or 5 MiB) that the run should go on as a new one.
+    continue_as_new_suggested: bool
 
 
 class Context:
@@ -56,11 +60,15 @@ class Context:
         self._parent = parent
         self._options = options or CallOptions()
 
-    def options(
+    def options(  # noqa: PLR0913 - the vocabulary of a call
         self,
         *,
         retry: RetryPolicy | int | None = None,
         timeout: timedelta | float | None = None,
+        start_timeout: timedelta | float | None = None,
+        attempt_timeout: timedelta | float | None = None,
+        heartbeat_timeout: timedelta | float | None = None,
+        at_most_once: bool | None = None,
         queue: str | None = None,
         priority: int | None = None,
         name: str | None = None,
@@ -71,6 +79,12 @@ class Context:
         Args:
             retry: how a step that raised is tried again; a number is the attempts in all.
             timeout: how long a step may take from being scheduled to its outcome, in seconds or as a timedelta.
+            start_timeout: how long a step may wait for the begin of its first attempt.
+            attempt_timeout: how long one attempt may take; after that it is ended, and is tried again if ``retry``
+                has an attempt left.
+            heartbeat_timeout: how long an attempt may go without ``current_step().heartbeat()``; after that it is taken
+                for lost, as if its process had died.
+            at_most_once: an attempt whose process was lost is not repeated, the step fails with ``StepLostError``.
             queue: the Celery queue of a step, in place of its route.
             priority: the priority of a step's message.
             name: what people see in place of the task's name; the recorded name of a local step.
@@ -81,7 +95,16 @@ class Context:
             InvalidRequestError: a value cannot be meant.
         """
         chosen = self._options.with_(
-            retry=retry, timeout=timeout, queue=queue, priority=priority, name=name, parent_close=parent_close
+            retry=retry,
+            timeout=timeout,
+            start_timeout=start_timeout,
+            attempt_timeout=attempt_timeout,
+            heartbeat_timeout=heartbeat_timeout,
+            at_most_once=at_most_once,
+            queue=queue,
+            priority=priority,
+            name=name,
+            parent_close=parent_close,
         )
         return type(self)(self._machine, started_at=self._started_at, parent=self._parent, options=chosen)
 
@@ -126,6 +149,21 @@ class Context:
         """Tell whether the code takes the new side of a change: true unless the history is from before it."""
         return self._machine.patched(change_id)
 
+    def continue_as_new(self, *args: Any, **kwargs: Any) -> NoReturn:
+        """End this run here, and go on with the same workflow from its beginning, with these arguments; never returns.
+
+        The next run has an empty history and the same workflow id; whoever waits for the workflow waits for the end of
+        its last run. Signals that the code has not taken go along. What it started goes on, or not, as after a
+        ``return``; ``finally`` and ``with`` blocks run as for one. Only the workflow function itself may call it.
+
+        Raises:
+            TypeError: the arguments do not fit the workflow's signature.
+            PayloadError: they cannot be recorded.
+            InvalidRequestError: it is called in a branch.
+            WorkflowCancelled: somebody asked the workflow to stop; it does not begin anew.
+        """
+        continuation.continue_as_new(self._machine, args, kwargs)
+
     @property
     def logger(self) -> WorkflowLogger:
         """A logger that is silent on replay; its records carry ``workflow_id``."""
@@ -146,4 +184,6 @@ class Context:
             parent=self._parent,
             started_at=self._started_at,
             history_length=self._machine.cause,
+            history_bytes=self._machine.size.bytes,
+            continue_as_new_suggested=self._machine.size.suggests_continuing,
         )

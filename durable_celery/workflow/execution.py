@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 from collections.abc import Callable, Coroutine, Iterable, Sequence
+from dataclasses import replace
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
@@ -17,12 +18,14 @@ from typing import Any
 from durable_celery.codec import Codec, failure_text, place_of
 from durable_celery.errors import DurableError, Evicted, WorkflowCancelled, WorkflowCodeError
 from durable_celery.events import (
+    CARRIED,
     CancelRequested,
     Event,
     Output,
     Recorded,
     RunCancelled,
     RunCompleted,
+    RunContinued,
     RunFailed,
     RunStarted,
     SignalReceived,
@@ -34,6 +37,7 @@ from durable_celery.events import (
 from durable_celery.workflow import guard
 from durable_celery.workflow.awaited import AsyncWorkflowContext
 from durable_celery.workflow.blocking import WorkflowContext
+from durable_celery.workflow.continuation import leaves
 from durable_celery.workflow.definition import Definition
 from durable_celery.workflow.interrupts import is_interrupt
 from durable_celery.workflow.machine import Machine
@@ -44,8 +48,6 @@ __all__ = ["Execution", "replay"]
 _OWN = f"{Path(__file__).parent}/"
 #: How many generations of tasks that are started while the code is being ended are ended too.
 _PATIENCE = 20
-#: About what an event takes besides its payload, in bytes.
-_HEADER = 60
 
 
 class Execution:
@@ -64,9 +66,7 @@ class Execution:
         self.started: RunStarted | None = None
         self._machine = Machine(workflow_id, run, definition.name, codec)
         self._position = 0
-        #: Bytes of the events seen or issued, about as stored.
-        self.size = 0
-        #: Position and size when the engine last held them against its limits.
+        #: The extent that was held against the engine's limits last, here or in an earlier turn elsewhere.
         self.checked = (0, 0)
         self._begun = False
         self._main: asyncio.Task[None] | None = None
@@ -83,6 +83,12 @@ class Execution:
     def position(self, seq: int) -> None:
         self._position = seq
         self._machine.journal.confirm()
+        self._machine.size.confirm(seq)
+
+    @property
+    def extent(self) -> tuple[int, int]:
+        """How many events and bytes the history has with the commands that are not recorded yet."""
+        return self._machine.size.with_outputs(self._machine.journal.pending)
 
     @property
     def gated(self) -> bool:
@@ -150,7 +156,6 @@ class Execution:
         machine.driver.check_thread()
         machine.before_local = before_local
         try:
-            self._weigh(recorded.event for recorded in events if not machine.journal.issued(recorded.event))
             machine.journal.index(events)
             for recorded in events:
                 self._see(recorded, fresh_after)
@@ -163,11 +168,13 @@ class Execution:
     def take_outputs(self) -> tuple[Event, ...]:
         """Return the commands that have no record yet, in order; from now on they count as recorded."""
         outputs = () if self._machine.fault else self._machine.journal.take()
-        self._weigh(outputs)
-        return outputs
+        self._machine.size.issue(outputs)
+        return tuple(self._with_kept(event) if isinstance(event, RunContinued) else event for event in outputs)
 
-    def _weigh(self, events: Iterable[Event]) -> None:
-        self.size += sum(_HEADER + len(event.payload or "") for event in events)
+    def _with_kept(self, event: RunContinued) -> RunContinued:
+        """Name the inputs that go along to the next run; the store adds those that nobody here has seen."""
+        machine = self._machine
+        return replace(event, kept=sorted([*machine.signals.untaken(), *machine.continuation.late]))
 
     def evict(self) -> None:
         """End the suspended code: its ``finally`` blocks run, and no verb in them does anything. May be repeated."""
@@ -193,14 +200,19 @@ class Execution:
             raise DurableError(
                 f"event {recorded.seq} was fed after event {self._position}: events are fed in order, without gaps"
             )
+        machine = self._machine
+        machine.size.see(recorded)
+        if recorded.seq <= fresh_after:
+            self.checked = (recorded.seq, machine.size.bytes)
         if not isinstance(recorded.event, Output):
-            machine = self._machine
             machine.cause = recorded.seq
             machine.now = max(machine.now, recorded.at)
             machine.is_replaying = recorded.seq <= fresh_after
             if not self.closed:
                 self._apply(recorded.event)
                 self._come_to_rest()
+            elif isinstance(recorded.event, CARRIED):
+                machine.continuation.late.append(recorded.seq)
             machine.journal.settle(recorded.seq)
         self._position = recorded.seq
 
@@ -262,14 +274,18 @@ class Execution:
         self._begun = True
         code = partial(function, context, *args, **kwargs)
         self._main = self._machine.loop.create_task(self._run(code))
+        self._machine.continuation.main = self._main
+        self._machine.continuation.check = partial(_signature(function).bind, context)
 
     async def _run(self, code: Callable[[], Any]) -> None:
         """Run the workflow function and issue its end."""
         machine = self._machine
         try:
             value = await self._call(code)
-            kind: type[TerminalEvent] = RunCompleted
-            text = machine.codec.dumps(value, f"the result of workflow {machine.name}")
+            kind: type[TerminalEvent | RunContinued] = RunContinued
+            text = machine.continuation.text
+            if text is None:
+                kind, text = RunCompleted, machine.codec.dumps(value, f"the result of workflow {machine.name}")
         except Evicted:
             raise
         except BaseException as error:  # noqa: BLE001 - whatever user code raises is the run's outcome
@@ -284,10 +300,12 @@ class Execution:
         running = _Main(code(), self._take_cancel) if self.definition.is_async else machine.driver.run_blocking(code)
         try:
             value = await running
-        except Exception as error:
-            if not is_interrupt(error):
-                await machine.children_end()
-            raise
+        except BaseException as error:
+            value = None
+            if not leaves(error):
+                if isinstance(error, Exception) and not is_interrupt(error):
+                    await machine.children_end()
+                raise
         await machine.children_end()
         return value
 
@@ -301,6 +319,7 @@ class Execution:
         if self._cancel is not None:
             return
         self._cancel = event
+        self._machine.continuation.cancel = event.reason
         if self._main is None:
             failure = failure_text(self._cancelled(), self._machine.codec)
             self._machine.loop.call_soon(self._machine.close, RunCancelled, failure)
@@ -371,13 +390,15 @@ def _without_own_frames(error: BaseException) -> BaseException:
     return error if trace is None else error.with_traceback(trace)
 
 
-def replay(definition: Definition, workflow_id: str, history: Iterable[Recorded], codec: Codec) -> Execution:
+def replay(
+    definition: Definition, workflow_id: str, history: Iterable[Recorded], codec: Codec, *, run: int = 1
+) -> Execution:
     """Replay a whole history from its start; return where it stands. The caller evicts it.
 
     Raises:
         NonDeterminismError: the code does not do what the history says.
     """
-    execution = Execution(definition, workflow_id, codec=codec)
+    execution = Execution(definition, workflow_id, run=run, codec=codec)
     events = list(history)
     execution.feed(events, fresh_after=len(events))
     return execution

@@ -15,7 +15,7 @@ from dataclasses import replace
 
 from durable_celery.codec import Codec
 from durable_celery.errors import NonDeterminismError
-from durable_celery.events import Event, Output, PatchMarked, Recorded
+from durable_celery.events import Event, Output, PatchMarked, Recorded, RunContinued
 from durable_celery.workflow.story import Line, difference, tell
 
 __all__ = ["Journal"]
@@ -95,6 +95,16 @@ class Journal:
     def holds_next(self) -> bool:
         """Whether history has a record of the next command."""
         return self.next in self._records
+
+    @property
+    def holds_continuation(self) -> bool:
+        """Whether history says that the run goes on as a new one."""
+        return any(isinstance(record, RunContinued) for record in self._records.values())
+
+    @property
+    def pending(self) -> Iterable[Output]:
+        """The new commands that have not been taken."""
+        return self._pending.values()
 
     @property
     def next_digest(self) -> str | None:

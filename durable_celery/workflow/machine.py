@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Coroutine
+from dataclasses import replace
 from datetime import datetime
 from functools import cached_property, partial
 from itertools import chain, islice
@@ -25,6 +26,7 @@ from durable_celery.events import (
     LocalStepFailed,
     Output,
     RunCancelled,
+    RunContinued,
     SignalReceived,
     StepCompleted,
     StepFailed,
@@ -34,12 +36,14 @@ from durable_celery.events import (
     TimerStarted,
 )
 from durable_celery.workflow.conditions import Conditions
+from durable_celery.workflow.continuation import Continuation
 from durable_celery.workflow.driver import Driver
 from durable_celery.workflow.handles import Handle, StepHandle
 from durable_celery.workflow.interrupts import is_interrupt
 from durable_celery.workflow.journal import Journal
 from durable_celery.workflow.loop import make_loop
-from durable_celery.workflow.signals import Signals
+from durable_celery.workflow.signals import SignalHandle, Signals
+from durable_celery.workflow.size import HistorySize
 from durable_celery.workflow.story import instant
 from durable_celery.workflow.tasks import CallOptions, ParentClose, check_arguments, resolve
 
@@ -66,6 +70,8 @@ class Machine:
         self.driver = Driver(self.loop, self.remember)
         self.signals = Signals()
         self.conditions = Conditions()
+        self.continuation = Continuation()
+        self.size = HistorySize()
         self.logger = logging.getLogger(f"durable_celery.workflow.{name}")
         #: Workflow time: when the input that is being applied was recorded, in milliseconds since 1970.
         self.now = 0
@@ -181,6 +187,8 @@ class Machine:
         if not self.journal.holds(command):
             # A recorded call stays good when a deploy changes the task's signature.
             check_arguments(task, args, kwargs)
+            if kind == "workflow":
+                options.check_child()
         self.issue(command)
         key = f"{self.workflow_id}/{self.run}.{number}"
         handle: StepHandle[Any] = StepHandle(
@@ -224,9 +232,7 @@ class Machine:
     def signal(self, name: str) -> Handle[Any]:
         """Return a handle for the next signal of a name."""
         self.check()
-        handle: Handle[Any] = Handle(self)
-        handle.withdraw = partial(self.signals.leave, name, handle)
-        handle.give_back = lambda: self.signals.give_back(name, handle.result())
+        handle = SignalHandle(self, self.signals, name)
         self.signals.wait(name, handle)
         return handle
 
@@ -301,14 +307,14 @@ class Machine:
         if children := [step for step in self._steps.values() if step.parent_close is ParentClose.WAIT]:
             await asyncio.wait(children)
 
-    def close(self, kind: type[TerminalEvent], text: str) -> None:
+    def close(self, kind: type[TerminalEvent | RunContinued], text: str) -> None:
         """Issue the run's end, with its JSON text. Open steps go along with a cancel, if nothing else was asked for."""
         for number, handle in sorted(self._steps.items()):
             policy = handle.parent_close
             if policy is ParentClose.CANCEL or (kind is RunCancelled and policy is not ParentClose.ABANDON):
                 self._cancel(self._steps, number)
-        payload = self._sealed(text, self.place("end"))
-        self.issue(kind(number=self.journal.next, cause=self.cause, payload=payload))
+        end = kind(number=self.journal.next, cause=self.cause)
+        self.issue(replace(end, payload=self._sealed(text, place_of(end, self.workflow_id, self.run))))
         self.closed = True
 
     # Payloads.
@@ -344,7 +350,8 @@ class Machine:
         handle = self._steps.pop(event.number, None)
         if handle is not None:
             error = rebuild(event.payload, self.codec, self.place("outcome", event.number))
-            error.add_note(f"in step {handle.task} ({handle.key}), attempt {event.attempt}")
+            told = f"attempt {event.attempt}" if event.attempt else "told from outside"
+            error.add_note(f"in step {handle.task} ({handle.key}), {told}")
             handle.fail(error)
 
     def fire_timer(self, event: TimerFired) -> None:
@@ -355,7 +362,8 @@ class Machine:
 
     def receive_signal(self, event: SignalReceived) -> None:
         """Give a signal to who waits for it, or keep it."""
-        self.signals.receive(event.name, self.codec.decode(event.payload, place_of(event, self.workflow_id)))
+        value = self.codec.decode(event.payload, place_of(event, self.workflow_id))
+        self.signals.receive(event.name, value, self.cause)
 
     @property
     def open_steps(self) -> int:

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple, Self
 
 from durable_celery.errors import CompensationError
 from durable_celery.policy import RetryPolicy
+from durable_celery.workflow.continuation import leaves
 from durable_celery.workflow.interrupts import is_interrupt
 from durable_celery.workflow.machine import Machine
 from durable_celery.workflow.tasks import CallOptions, check_arguments, resolve
@@ -53,7 +54,7 @@ class _Saga:
 
     def _must_undo(self, error: BaseException | None) -> bool:
         is_over = self._machine.at_rest or self._machine.fault is not None
-        return error is not None and not is_over and not is_interrupt(error)
+        return error is not None and not (is_over or leaves(error) or is_interrupt(error))
 
     async def _undo(self) -> None:
         """Do the compensations noted so far, the newest first, each once and one after the other."""

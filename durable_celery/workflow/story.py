@@ -17,6 +17,7 @@ from durable_celery.events import (
     PatchMarked,
     RunCancelled,
     RunCompleted,
+    RunContinued,
     RunFailed,
     StepScheduled,
     TimerStarted,
@@ -35,6 +36,7 @@ _WORDS: dict[type[Output], str] = {
     RunCompleted: "completed",
     RunFailed: "failed",
     RunCancelled: "cancelled",
+    RunContinued: "continue as new",
 }
 _WIDTH = 58
 #: What a story ends with.

@@ -12,6 +12,9 @@ from durable_celery.policy import RetryPolicy, seconds
 
 __all__ = ["CallOptions", "ParentClose", "TaskLike", "check_arguments", "is_function", "resolve"]
 
+#: Shortest limit in seconds: the store counts in milliseconds.
+_SHORTEST = 0.001
+
 P = ParamSpec("P")
 R_co = TypeVar("R_co", covariant=True)
 
@@ -40,8 +43,16 @@ class CallOptions:
     """Options of a step: what ``ctx.options(...)`` was given."""
 
     retry: RetryPolicy | None = None
-    #: Seconds.
+    #: From being scheduled to the outcome, in seconds, as the three that follow.
     timeout: float | None = None
+    #: From being scheduled to the begin of the first attempt.
+    start_timeout: float | None = None
+    #: From the begin of an attempt to its end.
+    attempt_timeout: float | None = None
+    #: From one heartbeat of an attempt to the next.
+    heartbeat_timeout: float | None = None
+    #: Whether an attempt whose process was lost is the last.
+    at_most_once: bool | None = None
     queue: str | None = None
     priority: int | None = None
     #: What people see in place of the task's name.
@@ -49,11 +60,15 @@ class CallOptions:
     #: None: a child goes on after an end, and is cancelled after a cancel.
     parent_close: ParentClose | None = None
 
-    def with_(
+    def with_(  # noqa: PLR0913 - as Context.options has them
         self,
         *,
         retry: RetryPolicy | int | None = None,
         timeout: timedelta | float | None = None,
+        start_timeout: timedelta | float | None = None,
+        attempt_timeout: timedelta | float | None = None,
+        heartbeat_timeout: timedelta | float | None = None,
+        at_most_once: bool | None = None,
         queue: str | None = None,
         priority: int | None = None,
         name: str | None = None,
@@ -64,15 +79,18 @@ class CallOptions:
         Raises:
             InvalidRequestError: a value cannot be meant.
         """
-        given: dict[str, Any] = {"queue": queue, "priority": priority, "name": name}
+        given: dict[str, Any] = {"queue": queue, "priority": priority, "name": name, "at_most_once": at_most_once}
         given["retry"] = RetryPolicy(maximum_attempts=retry) if isinstance(retry, int) else retry
-        given["timeout"] = None if timeout is None else seconds(timeout)
+        given["timeout"] = _limit("timeout", timeout)
+        given["start_timeout"] = _limit("start_timeout", start_timeout)
+        given["attempt_timeout"] = _limit("attempt_timeout", attempt_timeout)
+        given["heartbeat_timeout"] = _limit("heartbeat_timeout", heartbeat_timeout)
+        if at_most_once is not None and not isinstance(at_most_once, bool):
+            raise InvalidRequestError(f"at_most_once is True or False, not {at_most_once!r}")
         if parent_close is not None:
             if parent_close not in set(ParentClose):
                 raise InvalidRequestError(f"parent_close is one of {', '.join(ParentClose)}, not {parent_close!r}")
             given["parent_close"] = ParentClose(parent_close)
-        if given["timeout"] == 0:
-            raise InvalidRequestError("a timeout of 0 ends a step before it begins")
         return replace(self, **{key: value for key, value in given.items() if value is not None})
 
     def to_json(self) -> dict[str, Any] | None:
@@ -80,7 +98,8 @@ class CallOptions:
         form = {"label" if f.name == "name" else f.name: getattr(self, f.name) for f in fields(self)}
         if self.retry is not None:
             form["retry"] = self.retry.to_json()
-        return {key: value for key, value in form.items() if value is not None} or None
+        # What is False is as if it had not been said.
+        return {key: value for key, value in form.items() if value is not None and value is not False} or None
 
     def check_local(self) -> None:
         """Refuse options that a local step has no use for.
@@ -88,11 +107,40 @@ class CallOptions:
         Raises:
             InvalidRequestError: there are such.
         """
-        extra = {"timeout", "queue", "priority", "parent_close"} & set(self.to_json() or ())
+        extra = {"timeout", "queue", "priority", "parent_close", *_OF_ATTEMPTS} & set(self.to_json() or ())
         if extra:
             raise InvalidRequestError(
                 f"a local step takes the options retry and name, not {', '.join(sorted(extra))}: it runs here and now"
             )
+
+    def check_child(self) -> None:
+        """Refuse options that a child workflow has no use for.
+
+        Raises:
+            InvalidRequestError: there are such.
+        """
+        extra = _OF_ATTEMPTS & set(self.to_json() or ())
+        if extra:
+            raise InvalidRequestError(
+                f"a child workflow has no attempts, so it does not take {', '.join(sorted(extra))}; give these to its "
+                "steps, and timeout to the child"
+            )
+
+
+#: Options that say something about single attempts.
+_OF_ATTEMPTS = {"start_timeout", "attempt_timeout", "heartbeat_timeout", "at_most_once"}
+
+
+def _limit(name: str, given: timedelta | float | None) -> float | None:
+    """Return a limit in seconds.
+
+    Raises:
+        InvalidRequestError: it is no duration, or nothing can be done in it.
+    """
+    limit = None if given is None else seconds(given)
+    if limit is not None and limit < _SHORTEST:
+        raise InvalidRequestError(f"a {name} of {given!r} ends a step before it begins")
+    return limit
 
 
 def is_function(called: object) -> bool:

@@ -203,7 +203,7 @@ def replays(evidence: Evidence) -> Violations:
         if evidence.code is None:
             continue
         try:
-            execution = replay(evidence.code(record.name), name, history, Codec())
+            execution = replay(evidence.code(record.name), name, history, Codec(), run=record.run)
         except Exception as error:  # noqa: BLE001 - whatever stops a replay is what we look for
             yield f"{name} cannot be replayed: {error!r:.300}"
             continue

@@ -7,7 +7,7 @@ from typing import Any
 
 from celery import Celery
 
-from durable_celery import RetryPolicy, WorkflowContext, durable_task
+from durable_celery import RetryPolicy, WorkflowContext, current_step, durable_task
 
 app = Celery("desk", broker=os.environ["DESK_BROKER"], set_as_current=False)
 app.conf.update(task_ignore_result=True, broker_connection_retry_on_startup=True)
@@ -33,9 +33,31 @@ def approval(ctx: WorkflowContext, text: str) -> Any:
     return [noted, decision]
 
 
+@app.task(name="desk.ask")
+def ask() -> None:
+    step = current_step()
+    assert step is not None
+    raise step.complete_later()
+
+
+@durable_task(app=app, name="desk.asked")
+def asked(ctx: WorkflowContext) -> Any:
+    return ctx.step(ask)
+
+
 @durable_task(app=app, name="desk.mail")
 def mail(ctx: WorkflowContext) -> None:
     ctx.options(retry=LATER).step(stumble)
+
+
+@durable_task(app=app, name="desk.shift")
+def shift(ctx: WorkflowContext, day: int) -> Any:
+    """One run is one day; the id that it notes is another one in each run."""
+    ctx.step(note, f"day {day}: {ctx.uuid4()}")
+    decision = ctx.wait_signal("decision")
+    if decision != "leave":
+        ctx.continue_as_new(day + 1)
+    return day
 
 
 @durable_task(app=app, name="desk.family")

@@ -12,6 +12,7 @@ import pytest
 from durable_celery.events import SignalReceived, history_from_json
 from tests.cli.conftest import Desk
 from tests.servers import free_port
+from tests.waiting import wait_until
 
 
 @pytest.fixture(scope="module")
@@ -116,6 +117,22 @@ def test_cancel_ends_a_run_and_keeps_the_reason(desk: Desk) -> None:
     assert (closed.returncode, closed.stderr) == (4, "Error: workflow 'car-1' is already cancelled\n")
 
 
+def test_a_step_is_completed_or_failed_by_its_token(desk: Desk) -> None:
+    for number, words in enumerate((["complete", '{"paid": 12}'], ["fail", "declined"]), 1):
+        name = desk.start("asked", workflow_id=f"asked-{number}", until="step desk.ask (1)")
+        token = f"{name}/1.1"
+        wait_until(lambda: "waiting" in desk.text("show", name), 30, f"{name} to wait")  # noqa: B023 - called here
+        assert "of step" in desk.text(words[0], token, *words[1:])
+        desk.wait(name, ("completed", "failed")[number - 1])
+
+        again = desk.run("complete", token, "7")
+        assert again.returncode == 4
+        assert f"step {token} takes no outcome from outside" in again.stderr
+
+    assert '"paid": 12' in desk.text("show", "asked-1", "--json") or "{'paid': 12}" in desk.text("show", "asked-1")
+    assert "ExternalError: declined" in desk.text("history", "asked-2")
+
+
 def test_blocked_run_shows_the_whole_story_of_the_mismatch(desk: Desk) -> None:
     workflow_id = desk.start("upgraded", workflow_id="upgrade-1", until="signal decision")
     desk.worker.stop()
@@ -143,6 +160,10 @@ def test_blocked_run_shows_the_whole_story_of_the_mismatch(desk: Desk) -> None:
         (["show", "no body"], 2, "cannot be a workflow id"),
         (["signal", "trip-1", "decision", "yes"], 2, "VALUE is no JSON"),
         (["list", "--status", "asleep"], 2, "'asleep' is not one of"),
+        (["complete", "nobody/1.1"], 3, "no workflow 'nobody' in the store"),
+        (["complete", "nobody"], 2, "is no token of a step"),
+        (["complete", "nobody/1.1", "yes"], 2, "RESULT is no JSON"),
+        (["fail", "nobody/1.1", "why"], 3, "no workflow 'nobody' in the store"),
     ],
 )
 def test_mistakes_are_told_in_one_line(desk: Desk, words: list[str], code: int, message: str) -> None:
@@ -196,3 +217,40 @@ def _read(descriptor: int) -> bytes:
         return os.read(descriptor, 4096)
     except OSError:  # how Linux says that the other side of a terminal is closed
         return b""
+
+
+@pytest.fixture(scope="module")
+def second_day(desk: Desk) -> str:
+    """Give the id of a workflow in its second run."""
+    workflow_id = desk.start("shift", 1, workflow_id="shift-1", until="signal decision")
+    desk.client.signal(workflow_id, "decision", "go on")
+    wait_until(lambda: desk.client.describe(workflow_id).run == 2, 30)
+    desk.wait(workflow_id, "signal decision")
+    return workflow_id
+
+
+def test_history_of_an_earlier_run_can_be_read(desk: Desk, second_day: str) -> None:
+    newest, earlier = desk.text("history", second_day), desk.text("history", second_day, "--run", "1")
+
+    assert newest.startswith("shift-1, run 2, started ")
+    assert "started  desk.shift(2)" in newest
+    assert earlier.startswith("shift-1, started ")
+    assert earlier.splitlines()[-1].endswith("continued  as run 2 with (2)")
+    assert desk.json("history", second_day)["run"] == 2
+    assert "run" not in desk.json("history", second_day, "--run", "1")
+
+
+def test_run_that_is_not_there_is_said_so(desk: Desk, second_day: str) -> None:
+    done = desk.run("history", second_day, "--run", "3")
+
+    assert (done.returncode, done.stdout) == (3, "")
+    assert "no workflow 'shift-1' with a run 3 in the store" in done.stderr
+    assert desk.run("history", second_day, "--run", "0").returncode == 2
+
+
+def test_show_says_which_run_it_is(desk: Desk, second_day: str) -> None:
+    text = desk.text("show", second_day)
+
+    assert re.search(r"run +2, since \d{4}-\d\d-\d\d", text)
+    assert "desk.shift(2)" in text
+    assert desk.json("show", second_day)["run"] == 2

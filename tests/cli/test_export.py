@@ -10,6 +10,7 @@ import pytest
 from durable_celery.events import history_from_json
 from durable_celery.testing.histories import ReplayError, replay_histories
 from tests.cli.conftest import Desk
+from tests.waiting import wait_until
 
 
 @pytest.fixture(scope="module")
@@ -110,3 +111,25 @@ def test_a_folder_that_cannot_be_written_is_told_in_one_line(desk: Desk, runs: l
 
 def test_no_runs_match_is_said(desk: Desk, tmp_path: Path) -> None:
     assert desk.text("export", "--name", "desk.nothing", "-o", str(tmp_path)) == "no runs match\n"
+
+
+def test_each_run_of_a_workflow_is_a_file_of_its_own_and_replays(
+    desk: Desk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    workflow_id = desk.start("shift", 1, workflow_id="export-shift", until="signal decision")
+    desk.text("export", workflow_id, "-o", str(tmp_path))
+    desk.client.signal(workflow_id, "decision", "go on")
+    wait_until(lambda: desk.client.describe(workflow_id).run == 2, 30)
+    desk.wait(workflow_id, "signal decision")
+
+    desk.text("export", workflow_id, "-o", str(tmp_path))
+
+    names = ["export-shift#2.json", "export-shift.json"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == names
+    monkeypatch.setenv("DESK_BROKER", "redis://127.0.0.1:1/0")
+    assert replay_histories("tests.cli.desk", tmp_path) == [str(tmp_path / name) for name in names]
+    # The run counts: its ids are others.
+    form = json.loads((tmp_path / names[0]).read_text())
+    (tmp_path / names[0]).write_text(json.dumps({**form, "run": 3}))
+    with pytest.raises(ReplayError, match="digest of the arguments"):
+        replay_histories("tests.cli.desk", tmp_path, seeds=())

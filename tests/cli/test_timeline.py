@@ -12,6 +12,7 @@ from durable_celery.events import (
     PatchMarked,
     Recorded,
     RunCancelled,
+    RunContinued,
     RunStarted,
     SignalReceived,
     StepCompleted,
@@ -31,6 +32,20 @@ def failure(error: Exception) -> str:
 
 def recorded(*events: tuple[int, Event]) -> list[Recorded]:
     return [Recorded(seq=seq, at=NOON + after, event=event) for seq, (after, event) in enumerate(events, 1)]
+
+
+def test_a_run_that_goes_on_says_with_what() -> None:
+    history = recorded(
+        (0, RunStarted(name="shop.plan", payload='[["ann"],{}]')),
+        (10, RunContinued(number=1, cause=1, payload='[["ann"],{"month":3}]')),
+    )
+
+    assert timeline("sub-1", history, run=2).splitlines() == [
+        "sub-1, run 2, started 2026-01-01 12:00:00 UTC",
+        "",
+        "  1  +0.000 s  started    shop.plan('ann')",
+        "  2  +0.010 s  continued  as run 3 with ('ann', month=3)",
+    ]
 
 
 def test_every_kind_of_event_has_a_line() -> None:

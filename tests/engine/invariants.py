@@ -28,7 +28,7 @@ from durable_celery.policy import RetryPolicy
 from durable_celery.store.protocol import RunStatus
 from durable_celery.testing.world import World
 from durable_celery.workflow import replay
-from tests.store.invariants import check_invariants
+from tests.store.invariants import carried, check_invariants
 
 
 def check(world: World) -> None:
@@ -55,11 +55,18 @@ def fenced(world: World) -> Iterator[str]:
         yield f"I4: {write}"
 
 
+def runs_of(world: World) -> Iterator[tuple[str, int, list[Recorded]]]:
+    """Yield each run: its workflow id, its number, its history."""
+    for name in world.store.run_table:
+        for run, history in world.histories(name).items():
+            yield name, run, history
+
+
 def nothing_after_a_cancel(world: World) -> Iterator[str]:
     """I3: no outcome is recorded of a step that the workflow has cancelled."""
-    for name in world.store.run_table:
+    for name, _, history in runs_of(world):
         cancelled: set[int] = set()
-        for item in world.history(name):
+        for item in history:
             match item.event:
                 case CommandCancelled(target=target):
                     cancelled.add(target)
@@ -86,9 +93,12 @@ def all_ended(world: World) -> Iterator[str]:
 
 
 def signals_enter_once(world: World) -> Iterator[str]:
-    """I10: each signal that was acknowledged is in the history once, in the order in which it was sent."""
+    """I10: each signal that was acknowledged is in the history once, in the order in which it was sent.
+
+    What a run passes on to the next is in both.
+    """
     for name in world.store.run_table:
-        events = [item.event for item in world.history(name)]
+        events = [item.event for item in inputs_of(world, name)]
         entered = [(e.name, world.codec.decode(e.payload)) for e in events if isinstance(e, SignalReceived)]
         sent = [(signal, value) for run, signal, value in world.signals if run == name]
         # One whose client has no answer yet may have entered.
@@ -96,11 +106,19 @@ def signals_enter_once(world: World) -> Iterator[str]:
             yield f"I10: {name} was sent {sent} and has {entered}"
 
 
+def inputs_of(world: World, name: str) -> Iterator[Recorded]:
+    """Yield the events of all runs of a workflow in their order, those that a run got from the one before once."""
+    passed_on = 0
+    for history in world.histories(name).values():
+        yield from [*history[:1], *history[1 + passed_on :]]
+        passed_on = len(carried(history))
+
+
 def timers(world: World) -> Iterator[str]:
     """I11: no timer fires before its time."""
-    for name in world.store.run_table:
+    for name, _, history in runs_of(world):
         due = {0: 0}
-        for item in world.history(name):
+        for item in history:
             match item.event:
                 case RunStarted(start_at=int(start_at)):
                     due[0] = start_at
@@ -114,11 +132,11 @@ def timers(world: World) -> Iterator[str]:
 
 def attempts(world: World) -> Iterator[str]:
     """I12: a step is executed no more often than it was claimed, and no more often than its policy allows."""
-    for name in world.store.run_table:
-        for item in world.history(name):
+    for name, run, history in runs_of(world):
+        for item in history:
             if not isinstance(item.event, StepScheduled):
                 continue
-            key = f"{name}/1.{item.event.number}"
+            key = f"{name}/{run}.{item.event.number}"
             form = (item.event.options or {}).get("retry")
             limit = RetryPolicy.from_json(form).maximum_attempts if form else world.lost_attempts
             executed, claimed = world.executions[key], world.watch.claims[key]
@@ -128,31 +146,30 @@ def attempts(world: World) -> Iterator[str]:
 
 def replays(world: World) -> Iterator[str]:
     """I8: a cold replay of each history gives the commands that are recorded, and no other."""
-    for name in world.store.run_table:
+    for name, run, history in runs_of(world):
         record = world.record(name)
         if record.name not in world.tasks or record.status is RunStatus.BLOCKED:
             continue
         try:
-            execution = replay(world.definition(record.name), name, world.history(name), world.codec)
+            execution = replay(world.definition(record.name), name, history, world.codec, run=run)
         except NonDeterminismError as error:
             yield f"I8: {error}"
             continue
         if outputs := execution.take_outputs():
-            yield f"I8: a cold replay of {name} goes on with {outputs}"
+            yield f"I8: a cold replay of {name}, run {run}, goes on with {outputs}"
         execution.evict()
 
 
 def cancels(world: World) -> Iterator[str]:
     """I13: each child whose parent does not want it any more has the request, or has ended."""
-    for name in world.store.run_table:
-        history = world.history(name)
+    for name, run, history in runs_of(world):
         for number in _cancelled_children(history):
-            child = world.store.run_table.get(f"{name}/1.{number}")
-            asked = child and (
-                child.record.status.is_closed or any(isinstance(item.event, CancelRequested) for item in child.log)
-            )
-            if not asked:
-                yield f"I13: child {number} of {name} was cancelled and knows nothing of it"
+            child = f"{name}/{run}.{number}"
+            if child not in world.store.run_table or not (
+                world.record(child).status.is_closed
+                or any(isinstance(item.event, CancelRequested) for item in inputs_of(world, child))
+            ):
+                yield f"I13: child {number} of {name}, run {run}, was cancelled and knows nothing of it"
         asked_for = any(isinstance(item.event, CancelRequested) for item in history)
         if isinstance(history[-1].event, RunCancelled) and not asked_for and not _is_expired(history):
             yield f"I13: {name} is cancelled, and nobody asked for it"

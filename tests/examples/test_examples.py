@@ -72,6 +72,14 @@ def test_approval_runs_against_a_broker_of_another_kind(rabbitmq_url: str) -> No
     assert lines[-1] == "nobody answers:     report-3 was left unanswered"
 
 
+def test_import_goes_on_after_a_kill_stops_when_it_is_cancelled_and_is_ended_by_others() -> None:
+    assert run("import_orders.py") == [
+        "monday: attempt 2 began after the first rows",
+        "tuesday: REVOKED",
+        "invoice-7: paid by transfer 4711",
+    ]
+
+
 def test_fulfilment_picks_all_lines_refunds_what_is_missing_and_races_the_courier_with_the_clock() -> None:
     assert run("fulfilment.py") == [
         "order-1",
@@ -243,3 +251,11 @@ def test_the_nightly_batch_tolerates_a_few_failures_and_stops_at_too_many() -> N
 
 def test_render_asks_until_the_job_is_done_or_for_too_long() -> None:
     assert run("render.py") == ["sunrise is done, 70 frames", "job of endless withdrawn"]
+
+
+def test_subscription_goes_on_as_a_new_run_each_month_until_its_customer_leaves() -> None:
+    lines = run("subscription.py", MONTH_SECONDS="2")
+
+    assert lines[0] == "after two months:  run 3"
+    assert lines[1] == "at the end:        ann leaves pro in month 5 and has paid 22"
+    assert lines[2].startswith("runs, events each: [6, 6, ")

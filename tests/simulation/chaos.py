@@ -218,9 +218,10 @@ class Chaos:
         """Revoke a step, wherever it is, as Flower's button does."""
         form = f"[[{token}],{{}}]"
         for name in list(self.world.store.run_table):
-            for item in self.world.history(name):
+            run = self.world.record(name).run
+            for item in self.world.history(name, run):
                 if isinstance(item.event, StepScheduled) and item.event.payload == form and item.event.task == "plus":
-                    key = StepKey(workflow_id=name, run=1, number=item.event.number)
+                    key = StepKey(workflow_id=name, run=run, number=item.event.number)
                     free = self.world.free_workers()
                     if free:
                         self.did("client revokes", str(key))

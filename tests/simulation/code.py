@@ -14,7 +14,7 @@ from durable_celery.errors import StepLostError, WaitTimeoutError, WorkflowCance
 from durable_celery.policy import RetryPolicy
 from durable_celery.testing.world import Task
 from durable_celery.workflow import AsyncWorkflowContext, WorkflowContext
-from tests.simulation.programs import Tree
+from tests.simulation.programs import LIVES, Tree
 from tests.simulation.system import AskAgain, System
 
 #: So many attempts are allowed that chance does not use them up.
@@ -87,8 +87,15 @@ class Code:
 
     # -- forms -------------------------------------------------------------------------------------------------------
 
-    def blocking(self, ctx: WorkflowContext, tree: Tree) -> Any:  # noqa: C901, PLR0911 - one case for each kind of node
+    def blocking(self, ctx: WorkflowContext, tree: Tree, done: list[Any] | None = None) -> Any:  # noqa: C901, PLR0911, PLR0912 - one case for each kind of node
         match tree:
+            case ["lives", part, *parts]:
+                done = [*(done or []), self.blocking(ctx, part)]
+                if parts:
+                    # Nobody waits for it, and it must not ring in the next run.
+                    ctx.timer(1)
+                    ctx.continue_as_new([LIVES, *parts], done=done)
+                return done
             case ["child", part, _]:
                 return ctx.step(self.form_of(tree, 0), part)
             case ["series", *trees]:
@@ -145,8 +152,15 @@ class Code:
             case _:
                 return self._start_plain(ctx, tree).result()
 
-    async def awaiting(self, ctx: AsyncWorkflowContext, tree: Tree) -> Any:  # noqa: C901, PLR0911 - as above
+    async def awaiting(self, ctx: AsyncWorkflowContext, tree: Tree, done: list[Any] | None = None) -> Any:  # noqa: C901, PLR0911, PLR0912 - as above
         match tree:
+            case ["lives", part, *parts]:
+                done = [*(done or []), await self.awaiting(ctx, part)]
+                if parts:
+                    # Nobody waits for it, and it must not ring in the next run.
+                    ctx.timer(1)
+                    ctx.continue_as_new([LIVES, *parts], done=done)
+                return done
             case ["child", part, _]:
                 return await ctx.step(self.form_of(tree, 1), part)
             case ["series", *trees]:

@@ -120,6 +120,12 @@ _REPLAY = (
         "self._mine().get(workflow_id)",
     ),
     Mutant(
+        "an execution of the old run goes on with the next one",
+        "section 4, I8",
+        Runs._execution,
+        "execution.run != run.run or ",
+    ),
+    Mutant(
         "inputs that came during a turn are not fed",
         "rule 4, I6",
         TurnDriver.commit,

@@ -17,6 +17,7 @@ from durable_celery.events import (
     Recorded,
     RunCancelled,
     RunCompleted,
+    RunContinued,
     RunFailed,
     RunStarted,
     SignalReceived,
@@ -31,8 +32,8 @@ from durable_celery.testing.watch import Call
 
 #: Steps that may be scheduled after a cancel: they clean up.
 CLEAN_UP = "undo"
-#: One run as a store has it: its id, its history, its record.
-Row = tuple[str, Sequence[Recorded], RunRecord]
+#: One run as a store has it: the id and the number, the history, and the record, of the newest run of an id.
+Row = tuple[str, int, Sequence[Recorded], RunRecord | None]
 
 
 class Track:
@@ -63,20 +64,24 @@ class Monitor:
     def __init__(self) -> None:
         #: What was found wrong.
         self.found: list[str] = []
-        self.tracks: dict[str, Track] = {}
+        self.tracks: dict[tuple[str, int], Track] = {}
         #: How many events were looked at.
         self.events = 0
 
     def look(self, rows: Iterable[Row], agenda: Mapping[tuple[str, str, int], int], call: Call | None) -> None:
         """Look at all runs; ``call`` is what was done since the last look, if it was one call."""
-        for name, log, record in rows:
-            track = self.tracks.get(name)
+        for name, run, log, record in rows:
+            track = self.tracks.get((name, run))
             if track is None:
-                track = self.tracks[name] = Track()
+                track = self.tracks[name, run] = Track()
             if len(log) != track.seen or (log and log[-1] is not track.last):
                 self._follow(name, track, log)
                 if call is not None:
                     self._isolated(name, call)
+            if record is None:
+                if not track.ended:
+                    self.found.append(f"I9: another run follows run {run} of {name}, which has not ended")
+                continue
             if record.status is RunStatus.BLOCKED:
                 self.found.append(f"I8: {name} is blocked: {record.reason}")
             has_work = not record.delivered if record.status.is_closed else record.length > record.read
@@ -201,6 +206,13 @@ def _ended(track: Track, item: Recorded, event: Event) -> str | None:
     return None
 
 
+def _continued(track: Track, item: Recorded, event: RunContinued) -> str | None:
+    track.ended = True
+    if track.asked and event.cause >= track.asked:
+        return f"I13: a new run begins after the cancel that event {track.asked} asked for"
+    return None
+
+
 _WATCHERS: dict[type[Event], Callable[[Track, Recorded, Any], str | None]] = {
     RunStarted: _started,
     StepScheduled: _scheduled,
@@ -214,4 +226,5 @@ _WATCHERS: dict[type[Event], Callable[[Track, Recorded, Any], str | None]] = {
     RunCompleted: _ended,
     RunFailed: _ended,
     RunCancelled: _ended,
+    RunContinued: _continued,
 }

@@ -16,6 +16,8 @@ Tree = list[Any]
 
 #: Nodes whose children all run to their end.
 SERIAL = ("series", "parallel", "group", "queue", "event")
+#: The program of a workflow that goes on as a new run after each of its parts.
+LIVES = "lives"
 #: Nodes whose child may be given up before its end.
 HASTY = ("race branch", "timeout", "wait for")
 
@@ -33,7 +35,13 @@ class Generator:
         size = self.chance.below(20)
         if size < 9:
             return self.leaf()
+        if size < 12:
+            return self.lives(2)
         return self.tree(2 if size < 15 else 1 if size < 18 else 0)
+
+    def lives(self, depth: int) -> Tree:
+        """Make the program of a whole workflow: only its own function may continue as new."""
+        return [LIVES, *(self.tree(depth) for _ in range(1 + self.chance.below(3)))]
 
     def tree(self, depth: int) -> Tree:
         if depth > 2 or self.chance.below(10) < 4:
@@ -122,7 +130,7 @@ class Generator:
 
     def child(self, depth: int) -> Tree:
         before, self.is_child = self.is_child, True
-        tree = self.tree(depth)
+        tree = self.lives(depth) if self.chance.below(4) == 3 else self.tree(depth)
         self.is_child = before
         return ["child", tree, self.chance.pick(("same", "other"))]
 
@@ -162,7 +170,7 @@ def owed(tree: Tree) -> Iterator[int]:
             yield from tokens
         case ["guarded" | "child", part, _]:
             yield from owed(part)
-        case [kind, *parts] if kind in SERIAL:
+        case [kind, *parts] if kind in (LIVES, *SERIAL):
             for part in parts:
                 yield from owed(part)
         case _:
@@ -196,7 +204,7 @@ def fits(tree: Tree, value: Any) -> bool:  # noqa: C901, PLR0911, PLR0912 - one 
             return fits(part, value)
         case [kind, part, _] if kind in HASTY:
             return bool(value == "too late") or fits(part, value)
-        case [kind, *parts] if kind in SERIAL:
+        case [kind, *parts] if kind in (LIVES, *SERIAL):
             return len(value) == len(parts) and all(map(fits, parts, value))
         case [kind, *_]:
             return bool(value == kind)

@@ -41,12 +41,12 @@ OF_THE_LUA: tuple[LuaMutant, ...] = (
     LuaMutant(
         "a scheduled step has no agenda entry",
         "rule 1, I5",
-        "  redis.call('ZADD', AGENDA, NOW + wait_after(0), step_member(id, number))\n",
+        "  redis.call('ZADD', AGENDA, NOW + wait_after(0), step_member(id, place))\n",
     ),
     LuaMutant(
         "a finished step stays open",
         "rule 6, I2",
-        "tonumber(token))) then\n  forget_step(id, number, step)\n",
+        "tonumber(token))) then\n  forget_step(id, place, step)\n",
         "tonumber(token))) then\n",
     ),
     LuaMutant(
@@ -60,6 +60,18 @@ OF_THE_LUA: tuple[LuaMutant, ...] = (
         "rule 1, I13",
         "  if step.child then\n    step.state, step.sends = 'cancelling', 0",
         "  if false then\n    step.state, step.sends = 'cancelling', 0",
+    ),
+    LuaMutant(
+        "an outcome of the old run is recorded in the next one",
+        "I3",
+        "return execution == newest(id) and not is_closed(run_of(id))",
+        "return not is_closed(run_of(id))",
+    ),
+    LuaMutant(
+        "what the old run kept is left behind",
+        "I10",
+        "ipairs(told.kept or {})",
+        "ipairs({})",
     ),
     LuaMutant(
         "an input is accepted after the end",

@@ -67,7 +67,7 @@ class SimulatedRedisStore(RedisStore):
         self._agenda: dict[Entry, int] = {}
         self._held: dict[str, list[str]] = {}
         self._ids: dict[str, None] = {}
-        self._logs: dict[str, list[Recorded]] = {}
+        self._logs: dict[tuple[str, int], list[Recorded]] = {}
 
     @property
     def run_table(self) -> dict[str, None]:
@@ -89,14 +89,16 @@ class SimulatedRedisStore(RedisStore):
 
     def rows(self) -> Iterable[Row]:
         """Give all runs; of their histories only what is new is read, and the last event that was known."""
-        rows = []
+        rows: list[Row] = []
         for name in self.run_table:
-            log = self._logs.setdefault(name, [])
-            begin = max(0, len(log) - 1)
-            log[begin:] = self.history(name, after=begin)
             record = self.get(name)
-            if record is not None:
-                rows.append((name, log, record))
+            if record is None:
+                continue
+            for run in range(1, record.run + 1):
+                log = self._logs.setdefault((name, run), [])
+                begin = max(0, len(log) - 1)
+                log[begin:] = self.history(name, run=run, after=begin)
+                rows.append((name, run, log, record if run == record.run else None))
         return rows
 
     def _look(self) -> None:

@@ -7,12 +7,19 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from durable_celery.errors import NonDeterminismError
-from durable_celery.events import CancelRequested, CommandCancelled, RunStarted, SignalReceived, StepScheduled
+from durable_celery.events import (
+    CancelRequested,
+    CommandCancelled,
+    Recorded,
+    RunStarted,
+    SignalReceived,
+    StepScheduled,
+)
 from durable_celery.policy import RetryPolicy
 from durable_celery.store.protocol import RunRecord, RunStatus
 from durable_celery.workflow import replay
 from tests.simulation.programs import fits, owed
-from tests.store.invariants import Snapshot, snapshot, violations_of
+from tests.store.invariants import Snapshot, carried, snapshot, violations_of
 
 if TYPE_CHECKING:
     from tests.simulation.chaos import Chaos
@@ -37,9 +44,17 @@ def violations(chaos: Chaos) -> list[str]:
 
 def _unchanged(chaos: Chaos, state: Snapshot) -> Iterator[str]:
     """I1: each history is, to the event, what was seen while it came to be."""
-    for name, history in state.histories.items():
-        if history != chaos.monitor.tracks[name].items:
-            yield f"I1: the history of {name} is not what it was"
+    for name, run, history in _all(state):
+        if history != chaos.monitor.tracks[name, run].items:
+            yield f"I1: the history of {name}, run {run}, is not what it was"
+
+
+def _all(state: Snapshot) -> Iterator[tuple[str, int, list[Recorded]]]:
+    """Yield each run: its workflow id, its number, its history; the runs of one workflow in their order."""
+    for name, record in state.records.items():
+        for run in range(1, record.run):
+            yield name, run, state.past[name, run]
+        yield name, record.run, state.histories[name]
 
 
 def _outcome(chaos: Chaos, state: Snapshot) -> Iterator[str]:
@@ -91,8 +106,14 @@ def _converged(chaos: Chaos, state: Snapshot) -> Iterator[str]:
 
 def _signals(chaos: Chaos, state: Snapshot) -> Iterator[str]:
     """I10: each signal that was acknowledged is in the history once, in the order in which it was sent."""
-    events = [item.event for item in state.histories.get("w", ())]
-    entered = [event.name for event in events if isinstance(event, SignalReceived)]
+    entered: list[str] = []
+    passed_on = 0
+    for name, _, history in _all(state):
+        if name == "w":
+            # What it got from the run before was counted there.
+            own = [item.event for item in history[1 + passed_on :]]
+            entered += [event.name for event in own if isinstance(event, SignalReceived)]
+            passed_on = len(carried(history))
     sent = [name for _, name, _ in chaos.world.signals]
     if entered != sent:
         yield f"I10: w was sent {sent} and has {entered}"
@@ -103,12 +124,12 @@ def _attempts(chaos: Chaos, state: Snapshot) -> Iterator[str]:
     world = chaos.world
     if not any(count > 1 for count in world.executions.values()):
         return
-    for name, history in state.histories.items():
+    for name, run, history in _all(state):
         for item in history:
             event = item.event
             if not isinstance(event, StepScheduled):
                 continue
-            key = f"{name}/1.{event.number}"
+            key = f"{name}/{run}.{event.number}"
             executed, claimed = world.executions[key], world.watch.claims[key]
             form = (event.options or {}).get("retry")
             limit = RetryPolicy.from_json(form).maximum_attempts if form else world.lost_attempts
@@ -118,37 +139,39 @@ def _attempts(chaos: Chaos, state: Snapshot) -> Iterator[str]:
 
 def _children(state: Snapshot) -> Iterator[str]:
     """I13: each child whose parent does not want it any more has the request, or has ended."""
-    for name, history in state.histories.items():
+    for name, run, history in _all(state):
         kids = {e.number for e in (i.event for i in history) if isinstance(e, StepScheduled) and e.kind == "workflow"}
         if not kids:
             continue
         dropped = {e.target for e in (i.event for i in history) if isinstance(e, CommandCancelled)} & kids
         for number in dropped:
-            kid = f"{name}/1.{number}"
+            kid = f"{name}/{run}.{number}"
             record = state.records.get(kid)
             if not (record and (record.status.is_closed or _is_asked(state, kid))):
                 yield f"I13: child {kid} was cancelled and knows nothing of it"
 
 
 def _is_asked(state: Snapshot, name: str) -> bool:
-    return any(isinstance(item.event, CancelRequested) for item in state.histories[name])
+    return any(
+        isinstance(item.event, CancelRequested) for other, _, log in _all(state) if other == name for item in log
+    )
 
 
 def _replays(chaos: Chaos, state: Snapshot) -> Iterator[str]:
     """I8: a cold replay of each history gives the commands that are recorded, and no other."""
     world = chaos.world
-    for name, record in state.records.items():
-        yield from _replayed(chaos, name, record, state)
+    for name, run, history in _all(state):
+        yield from _replayed(chaos, state.records[name], run, history)
     world.running = world.processes[0]
 
 
-def _replayed(chaos: Chaos, name: str, record: RunRecord, state: Snapshot) -> Iterator[str]:
-    world = chaos.world
+def _replayed(chaos: Chaos, record: RunRecord, run: int, history: list[Recorded]) -> Iterator[str]:
+    world, name = chaos.world, record.workflow_id
     try:
-        execution = replay(world.definition(record.name), name, state.histories[name], world.codec)
+        execution = replay(world.definition(record.name), name, history, world.codec, run=run)
     except NonDeterminismError as error:
         yield f"I8: {error}"
         return
     if outputs := execution.take_outputs():
-        yield f"I8: a cold replay of {name} goes on with {outputs}"
+        yield f"I8: a cold replay of {name}, run {run}, goes on with {outputs}"
     execution.evict()

@@ -12,7 +12,7 @@ from typing import Any
 
 from durable_celery.events import StepCompleted, StepFailed, StepScheduled
 from durable_celery.store.memory import MemoryStore
-from durable_celery.store.memory_tables import Run, milliseconds
+from durable_celery.store.memory_tables import Run, milliseconds, place_of
 from durable_celery.store.protocol import (
     Claim,
     Finished,
@@ -42,7 +42,7 @@ class RuledStore(MemoryStore):
     def start(self, new: NewRun) -> Started:
         """Rule 1: a child is started after its step stands in the log."""
         parent = StepKey.parse(new.parent or "")
-        if parent is not None and not _is_scheduled(self.run_table.get(parent.workflow_id), parent.number):
+        if parent is not None and not _is_scheduled(self.run_table.get(parent.workflow_id), parent):
             self.found.append(f"rule 1: child {new.workflow_id} is started, and its parent's log knows nothing of it")
         return super().start(new)
 
@@ -64,26 +64,30 @@ class RuledStore(MemoryStore):
             self._check_lease(before, answer.turn, lived=lived)
         return answer
 
-    def claim(self, key: StepKey, owner: str) -> Claim | Refused:
+    def claim(self, key: StepKey, owner: str, *, progress: str | None = None) -> Claim | Refused:
         """Rules 5 and 8: an attempt is given to one at a time, under a new token, and not before its time."""
         run = self.run_table.get(key.workflow_id)
-        step = run.steps.get(key.number) if run else None
+        step = run.steps.get(place_of(key)) if run else None
         holder = step.owner if step is not None else None
         lived = self._is_alive(holder)
-        answer = super().claim(key, owner)
+        answer = super().claim(key, owner, progress=progress)
+        if progress is not None:
+            if isinstance(answer, Claim) and holder != owner:
+                self.found.append(f"rule 5: a heartbeat of {owner} was taken for step {key}, which {holder} has")
+            return answer
         if isinstance(answer, Claim):
             self._check_token(str(key), answer.token, is_new=holder != owner)
             if lived and holder != owner:
                 self.found.append(f"rule 5: step {key} was claimed from its living owner {holder}")
             if self.clock() < self._not_before.get(key, 0):
                 self.found.append(f"rule 8: step {key} was claimed before its time")
-            self._check_hands(("step", key.workflow_id, key.number), owner)
+            self._check_hands(("step", key.workflow_id, place_of(key)), owner)
         return answer
 
-    def postpone(self, key: StepKey, owner: str, *, delay: float, error: str, **changes: Any) -> bool:
+    def postpone(self, key: StepKey, owner: str, *, delay: float | None, error: str, **changes: Any) -> bool:
         """Note when the next attempt may begin, for rule 8."""
         answer = super().postpone(key, owner, delay=delay, error=error, **changes)
-        if answer:
+        if answer and delay is not None:
             self._not_before[key] = self.clock() + milliseconds(delay)
         return answer
 
@@ -134,7 +138,8 @@ class RuledStore(MemoryStore):
         return run.record if run else None
 
 
-def _is_scheduled(run: Run | None, number: int) -> bool:
-    return run is not None and any(
-        isinstance(item.event, StepScheduled) and item.event.number == number for item in run.log
-    )
+def _is_scheduled(run: Run | None, key: StepKey) -> bool:
+    if run is None:
+        return False
+    log = run.log if run.record.run == key.run else run.past.get(key.run, [])
+    return any(isinstance(item.event, StepScheduled) and item.event.number == key.number for item in log)

@@ -35,7 +35,7 @@ class SimulatedSqlStore(SqlStore):
             for table in (tables.events, tables.inputs, tables.commands, tables.runs, tables.owners):
                 connection.execute(delete(table))
         self._seen: tuple[list[str], dict[Entry, int], dict[str, set[Entry]]] | None = None
-        self._logs: dict[str, list[Recorded]] = {}
+        self._logs: dict[tuple[str, int], list[Recorded]] = {}
 
     def forget(self) -> None:
         """Something was written: look again."""
@@ -58,14 +58,16 @@ class SimulatedSqlStore(SqlStore):
 
     def rows(self) -> Iterable[Row]:
         """Give all runs; of their histories only what is new is read, and the last event that was known."""
-        rows = []
+        rows: list[Row] = []
         for name in self.run_table:
-            log = self._logs.setdefault(name, [])
-            begin = max(0, len(log) - 1)
-            log[begin:] = self.history(name, after=begin)
             record = self.get(name)
-            if record is not None:
-                rows.append((name, log, record))
+            if record is None:
+                continue
+            for run in range(1, record.run + 1):
+                log = self._logs.setdefault((name, run), [])
+                begin = max(0, len(log) - 1)
+                log[begin:] = self.history(name, run=run, after=begin)
+                rows.append((name, run, log, record if run == record.run else None))
         return rows
 
     def _look(self) -> tuple[list[str], dict[Entry, int], dict[str, set[Entry]]]:

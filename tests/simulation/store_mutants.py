@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from durable_celery.store import memory
 from durable_celery.store.memory import MemoryStore
-from durable_celery.store.memory_tables import Tables
+from durable_celery.store.memory_tables import Run, Tables
 from tests.simulation.mutation import Mutant
 
 __all__ = ["OF_THE_STORE"]
@@ -75,8 +75,8 @@ _FENCES = (
         "an outcome is accepted after the end",
         "I9",
         MemoryStore.finish,
-        "if not run.record.status.is_closed and step.state",
-        "if step.state",
+        "if run.needs(key) and step.state",
+        "if key.run == run.record.run and step.state",
     ),
     Mutant(
         "a signal that is sent again is received again",
@@ -179,7 +179,7 @@ _AGENDA = (
         "a timer has no agenda entry",
         "rule 8, I11",
         Tables._follow,
-        'self.agenda["timer", workflow_id, number] = due_at',
+        'self.agenda["timer", workflow_id, run.place(event.number)] = due_at',
         "pass",
     ),
     Mutant(
@@ -212,7 +212,7 @@ _AGENDA = (
         "a step that is executed is still in the agenda",
         "rule 8, I15",
         MemoryStore.claim,
-        '                self.agenda.pop(("step", key.workflow_id, key.number), None)\n',
+        '                self.agenda.pop(("step", key.workflow_id, place), None)\n',
     ),
     Mutant(
         "a finished step is armed again",
@@ -226,13 +226,13 @@ _AGENDA = (
         "a finished step stays open",
         "rule 6, I2",
         MemoryStore.finish,
-        "                self._forget_step(run, key.number)\n",
+        "                self._forget_step(run, place_of(key))\n",
     ),
     Mutant(
         "a retry has no agenda entry",
         "rule 8, I5",
         MemoryStore.postpone,
-        '            self.agenda["step", key.workflow_id, key.number] = due\n',
+        '            self.agenda["step", key.workflow_id, place] = due\n',
     ),
     Mutant(
         "a retry does not wait",
@@ -276,7 +276,7 @@ _STEPS = (
         "a cancelled child is forgotten, and not told",
         "rule 1, I13",
         Tables._cancel_step,
-        'self._scheduled(run, step).kind == "workflow"',
+        'step.scheduled.kind == "workflow"',
         "False",
     ),
     Mutant(
@@ -289,7 +289,7 @@ _STEPS = (
         "the end of a run forgets children that are still to be cancelled",
         "rule 1, I13",
         Tables._close,
-        "if step.state is StepState.CHILD]",
+        "if step.state in told_outside]",
         "]",
     ),
 )
@@ -320,7 +320,7 @@ _OWNERS = (
         "nobody is noted to have a claim",
         "rule 7, I5",
         MemoryStore.claim,
-        "                self._hold(owner, key.workflow_id, key.number)\n",
+        "                self._hold(owner, key.workflow_id, place)\n",
     ),
     Mutant(
         "nobody is noted to have a lease",
@@ -363,5 +363,33 @@ _OWNERS = (
     ),
 )
 
+_RUNS = (
+    Mutant(
+        "what the old run kept is left behind",
+        "I10",
+        Tables._continue,
+        "for seq in end.kept]",
+        "for seq in ()]",
+    ),
+    Mutant(
+        "nobody is woken for the next run",
+        "rule 4, I6",
+        Tables._continue,
+        "        self._wake(run)\n",
+    ),
+    Mutant(
+        "timers of the old run fire in the next one",
+        "I11",
+        Tables._continue,
+        "        self._close(run)\n",
+    ),
+    Mutant(
+        "an outcome of the old run is recorded in the next one",
+        "I3",
+        Run.needs,
+        "key.run == self.record.run and ",
+    ),
+)
+
 #: All of them.
-OF_THE_STORE: tuple[Mutant, ...] = (*_FENCES, *_WAKE_UPS, *_AGENDA, *_STEPS, *_OWNERS)
+OF_THE_STORE: tuple[Mutant, ...] = (*_FENCES, *_WAKE_UPS, *_AGENDA, *_STEPS, *_OWNERS, *_RUNS)

@@ -36,7 +36,11 @@ class Place:
 
 
 def _rows_of_memory(store: MemoryStore) -> Iterable[Row]:
-    return [(name, run.log, run.record) for name, run in store.run_table.items()]
+    rows: list[Row] = []
+    for name, run in store.run_table.items():
+        rows += [(name, number, log, None) for number, log in run.past.items()]
+        rows.append((name, run.record.run, run.log, run.record))
+    return rows
 
 
 MEMORY = Place(name="memory", make=RuledStore, rows=_rows_of_memory, is_cheap=True)

@@ -11,7 +11,7 @@ import pytest
 
 from tests.simulation.chaos import Chaos, ViolationError, live
 from tests.simulation.moves import MOVES
-from tests.simulation.programs import SERIAL, Generator, fits, nodes, owed
+from tests.simulation.programs import LIVES, SERIAL, Generator, fits, nodes, owed
 from tests.simulation.story import explain, tell
 
 #: Seeds of one test; as many tests as blocks, so that they can run side by side.
@@ -86,7 +86,7 @@ def test_every_verb_and_every_move_comes_up() -> None:
 
     assert {"step", "flaky", "broken", "again", "revocable", "late", "handles", "local", "sleep", "until"} <= verbs
     assert {"draw", "patched", "signal", "maybe", "race", "dropped step", "dropped child", "child"} <= verbs
-    assert {"guarded", "race branch", "timeout", "wait for", *SERIAL} <= verbs
+    assert {"guarded", "race branch", "timeout", "wait for", LIVES, *SERIAL} <= verbs
     assert len(set(MOVES)) > 14
 
 

@@ -10,6 +10,7 @@ from uuid import uuid4
 import redis
 from sqlalchemy import delete, update
 
+from durable_celery.store.limits import KINDS
 from durable_celery.store.memory import MemoryStore
 from durable_celery.store.protocol import Store, Timing
 from durable_celery.store.redis import RedisStore
@@ -87,8 +88,8 @@ class RedisBackend:
                     self._client.zincrby(name, -milliseconds, member)
             elif kind == "open":
                 for number, text in self._client.hgetall(name).items():
-                    if text.startswith("{") and "due" in (entry := json.loads(text)):
-                        self._client.hset(name, number, json.dumps({**entry, "due": entry["due"] - milliseconds}))
+                    if text.startswith("{"):
+                        self._client.hset(name, number, json.dumps(_earlier(json.loads(text), milliseconds)))
 
     def another(self) -> Store:
         return self._over(self._make_client())
@@ -103,6 +104,14 @@ class RedisBackend:
 
     def _keys(self) -> list[str]:
         return list(self._client.scan_iter(match=f"{self._namespace}:*", count=1000))
+
+
+def _earlier(step: dict[str, Any], milliseconds: int) -> dict[str, Any]:
+    """Return the entry of a step as if that much time had passed."""
+    moved = {**step, "due": step["due"] - milliseconds} if "due" in step else step
+    if "ends" in moved:
+        moved = {**moved, "ends": {kind: at - milliseconds for kind, at in moved["ends"].items()}}
+    return moved
 
 
 class SqlBackend:
@@ -120,8 +129,8 @@ class SqlBackend:
     def advance(self, seconds: float) -> None:
         tables, milliseconds = self._sql._server.tables, round(seconds * 1000)
         times = (
-            (tables.runs, ("due_at",)),
-            (tables.commands, ("due_at", "alarm_at", "next_at")),
+            (tables.runs, ("due_at", "past_until")),
+            (tables.commands, ("due_at", *(f"{kind}_at" for kind in KINDS), "next_at")),
             (tables.owners, ("ends_at",)),
         )
         with self._sql._server.engine.begin() as connection:

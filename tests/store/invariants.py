@@ -9,14 +9,16 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from durable_celery.events import (
+    CARRIED,
     CommandCancelled,
     Recorded,
     RunCancelled,
     RunCompleted,
+    RunContinued,
     RunFailed,
     RunStarted,
     StepCompleted,
@@ -25,15 +27,18 @@ from durable_celery.events import (
     TimerFired,
     TimerStarted,
 )
+from durable_celery.store.limits import KINDS
 from durable_celery.store.memory import MemoryStore
-from durable_celery.store.protocol import RunRecord, StepState, Store
+from durable_celery.store.memory_tables import key_of, place_of
+from durable_celery.store.protocol import PendingStep, RunRecord, StepKey, StepState, Store
 from durable_celery.store.redis import RedisStore
+from durable_celery.store.redis_replies import open_steps
 from durable_celery.store.sql import SqlStore
 
-#: kind, workflow id or process, command number
+#: kind, workflow id or process, place of a command as the memory store has it (its number, in the first run)
 Entry = tuple[str, str, int]
 
-_KINDS = {"r": "run", "s": "step", "t": "timer", "d": "deadline", "x": "retention"}
+_KINDS = {"r": "run", "s": "step", "t": "timer", "d": "deadline"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,7 +46,12 @@ class Snapshot:
     """All that a store holds, in one form for every implementation."""
 
     records: dict[str, RunRecord]
+    #: Of the newest run of each workflow.
     histories: dict[str, list[Recorded]]
+    #: Of the earlier runs: (workflow id, run).
+    past: dict[tuple[str, int], list[Recorded]]
+    #: Open steps of the earlier runs, with their places for numbers.
+    left: dict[str, list[PendingStep]]
     agenda: dict[Entry, int]
     #: process -> what it has in hand: run leases and steps
     held: dict[str, set[Entry]]
@@ -63,7 +73,51 @@ def snapshot(store: Store) -> Snapshot:
     records = {name: record for name in ids if (record := store.get(name))}
     assert set(records) == set(ids), "an index names a run that is not there"
     histories = {name: store.history(name, limit=100_000) for name in records}
-    return Snapshot(records=records, histories=histories, agenda=agenda, held=held)
+    runs = [(name, run) for name, record in records.items() for run in range(1, record.run)]
+    past = {(name, run): log for name, run in runs if (log := store.history(name, run=run, limit=100_000))}
+    left = {name: _left(store, name, record.run) for name, record in records.items()}
+    return Snapshot(records=records, histories=histories, past=past, left=left, agenda=agenda, held=held)
+
+
+def _left(store: Store, name: str, newest: int) -> list[PendingStep]:
+    """Return the open steps of earlier runs, which no verb shows."""
+    if isinstance(store, MemoryStore):
+        return [
+            PendingStep(
+                number=place,
+                state=step.state,
+                attempt=step.attempt,
+                lost=step.lost,
+                owner=step.owner,
+                error=step.error,
+                due_at=step.not_before or None,
+            )
+            for place, step in store.run_table[name].steps.items()
+            if key_of(name, place).run < newest
+        ]
+    if isinstance(store, SqlStore):
+        return [
+            PendingStep(
+                number=_place_of(row),
+                state=StepState(row["state"]),
+                attempt=row["attempt"],
+                lost=row["lost"],
+                owner=row["owner"],
+                error=row["error"],
+                due_at=row["not_before"] or None,
+            )
+            for row in raw_rows(store)["commands"]
+            if row["workflow_id"] == name and row["run"] < newest and row["state"] in set(StepState)
+        ]
+    assert isinstance(store, RedisStore)
+    client: Any = store._server._connected()
+    table = client.hgetall(store._server.key(store._server.shard_of(name), f"open:{name}"))
+    flat = [word for pair in table.items() for word in pair]
+    return [
+        replace(step, number=place_of(StepKey(workflow_id=name, run=run, number=step.number)))
+        for run in range(1, newest)
+        for step in open_steps(flat, run)
+    ]
 
 
 def raw_keys(store: RedisStore) -> dict[str, Any]:
@@ -86,6 +140,7 @@ def _read_redis(store: RedisStore) -> tuple[list[str], dict[Entry, int], dict[st
     ids: list[str] = []
     agenda: dict[Entry, int] = {}
     held: dict[str, set[Entry]] = {}
+    logs: list[tuple[str, int]] = []
     tables: dict[str, set[str]] = {"run": set(), "log": set(), "open": set(), "keys": set()}
     for name, value in raw_keys(store).items():
         if name == f"{store._server.namespace}:layout":
@@ -99,10 +154,18 @@ def _read_redis(store: RedisStore) -> tuple[list[str], dict[Entry, int], dict[st
             held.setdefault(rest, set()).update(map(entry_of, value))
         elif kind == "index":
             ids += value
+        elif kind.startswith("log") and kind != "log":
+            logs.append((rest, int(kind[3:])))
         else:
             tables[kind].add(rest)
     assert len(ids) == len(set(ids)), "a run stands in two indexes"
-    assert tables["run"] == tables["log"] == set(ids), "record, log and index do not go together"
+    assert tables["run"] == set(ids), "record and index do not go together"
+    logs += [(rest, 1) for rest in tables["log"]]
+    kept = {(name, -number) for kind, name, number in agenda if kind == "retention" and number}
+    for name in ids:
+        record = store.get(name)
+        kept |= {(name, record.run)} if record else set()
+    assert set(logs) == kept, f"logs {sorted(logs)} without the runs that they are of, {sorted(kept)}"
     assert tables["open"] | tables["keys"] <= set(ids), "tables of runs that are no more"
     return ids, agenda, held
 
@@ -129,26 +192,48 @@ def read_sql(store: SqlStore) -> tuple[list[str], dict[Entry, int], dict[str, se
         if row["process"] is not None:
             held.setdefault(row["process"], set()).add(("run", row["workflow_id"], 0))
     for row in rows["commands"]:
-        place = row["workflow_id"], row["number"]
-        if row["due_at"] is not None:
-            agenda["timer" if row["state"] == "timer" else "step", *place] = row["due_at"]
-        if row["alarm_at"] is not None:
-            agenda["deadline", *place] = row["alarm_at"]
+        due = _due_in_sql(row)
+        agenda |= due
         if row["process"] is not None:
-            held.setdefault(row["process"], set()).add(("step", *place))
-        assert row["next_at"] == min((at for at in (row["due_at"], row["alarm_at"]) if at is not None), default=None)
-        assert row["state"] != "cancelled" or row["due_at"] is None, "a mark that falls due"
+            held.setdefault(row["process"], set()).add(("step", row["workflow_id"], _place_of(row)))
+        assert row["next_at"] == min(due.values(), default=None)
+        assert row["state"] != "cancelled" or not due, "a mark that falls due"
     for name in ("commands", "events", "inputs"):
         assert {row["workflow_id"] for row in rows[name]} <= set(ids), f"{name} of runs that are no more"
+    logs = {(row["workflow_id"], row["run"]) for row in rows["events"]}
+    kept = {(row["workflow_id"], row["run"]) for row in rows["runs"]}
+    kept |= {(row["workflow_id"], row["run"]) for row in rows["commands"] if row["state"] == "log"}
+    assert logs == kept, f"logs {sorted(logs)} without the runs that they are of, {sorted(kept)}"
     for row in (*rows["runs"], *rows["commands"]):
         assert (row["owner"] or "").partition("#")[0] == (row["process"] or ""), "a process that is not its owner's"
     return ids, agenda, held
 
 
+def _due_in_sql(row: dict[str, Any]) -> dict[Entry, int]:
+    """Return the entries of the agenda that a row of a command stands for."""
+    name, place = row["workflow_id"], _place_of(row)
+    due: dict[Entry, int] = {}
+    if row["state"] == "log":
+        due["retention", name, -row["run"]] = row["due_at"]
+    elif row["due_at"] is not None:
+        due["timer" if row["state"] == "timer" else "step", name, place] = row["due_at"]
+    if ends := [at for kind in KINDS if (at := row[f"{kind}_at"]) is not None]:
+        due["deadline", name, place] = min(ends)
+    return due
+
+
+def _place_of(row: dict[str, Any]) -> int:
+    return place_of(StepKey(workflow_id=row["workflow_id"], run=row["run"], number=row["number"]))
+
+
 def entry_of(member: str) -> Entry:
     """Return what a member of an agenda in Redis names."""
     place, _, name = member.partition(":")
-    return _KINDS[place[0]], name, int(place[1:] or 0)
+    if place[0] == "x":
+        return "retention", name, -int(place[1:] or 0)
+    run, dot, number = place[1:].rpartition(".")
+    key = StepKey(workflow_id=name, run=int(run) if dot else 1, number=int(number or 0))
+    return _KINDS[place[0]], name, place_of(key)
 
 
 def check_invariants(store: Store) -> None:
@@ -160,11 +245,12 @@ def check_invariants(store: Store) -> None:
 
 def violations_of(state: Snapshot) -> list[str]:
     """Return all violations of all invariants."""
-    return [*_of_histories(state), *_of_runs(state), *_of_steps(state), *_no_ghosts(state)]
+    return [*_of_histories(state), *_goes_along(state), *_of_runs(state), *_of_steps(state), *_no_ghosts(state)]
 
 
 def _of_histories(state: Snapshot) -> Iterator[str]:
-    for name, history in state.histories.items():
+    runs = [((name, state.records[name].run), history) for name, history in state.histories.items()]
+    for name, history in [*runs, *state.past.items()]:
         events = [item.event for item in history]
         if [item.seq for item in history] != list(range(1, len(history) + 1)):
             yield f"I1: {name}: seqs have gaps"
@@ -181,11 +267,44 @@ def _of_histories(state: Snapshot) -> Iterator[str]:
             yield f"I3: {name}: outcomes {outcomes} of scheduled {scheduled}"
         if max(fired.values(), default=0) > 1:
             yield f"I11: {name}: timers fired twice: {fired}"
-        ends = [n for n, event in enumerate(events, 1) if isinstance(event, RunCompleted | RunFailed | RunCancelled)]
+    yield from _of_ends(state)
+
+
+def _of_ends(state: Snapshot) -> Iterator[str]:
+    runs = [((name, state.records[name].run), history) for name, history in state.histories.items()]
+    for name, history in [*runs, *state.past.items()]:
+        events = [item.event for item in history]
+        kinds = RunCompleted | RunFailed | RunCancelled | RunContinued
+        ends = [n for n, event in enumerate(events, 1) if isinstance(event, kinds)]
         if ends not in ([], [len(events)]):
             yield f"I9: {name}: terminal events at {ends} of {len(events)}"
-        if bool(ends) != state.records[name].status.is_closed:
-            yield f"I9: {name}: status {state.records[name].status} with terminal events {ends}"
+        if isinstance(events[-1], RunContinued) != (name in state.past):
+            yield f"I9: {name}: its last event is {events[-1]}, of {state.records[name[0]].run} runs"
+        elif name not in state.past and bool(ends) != state.records[name[0]].status.is_closed:
+            yield f"I9: {name}: status {state.records[name[0]].status} with terminal events {ends}"
+
+
+def carried(history: list[Recorded]) -> list[Recorded]:
+    """Return the inputs that the next run must have got from this one, by what its history says."""
+    end = history[-1].event
+    if not isinstance(end, RunContinued):
+        return []
+    return [
+        item for item in history if isinstance(item.event, CARRIED) and (item.seq > end.cause or item.seq in end.kept)
+    ]
+
+
+def _goes_along(state: Snapshot) -> Iterator[str]:
+    for (name, run), history in state.past.items():
+        following = state.past.get((name, run + 1), state.histories[name])
+        if run + 1 < state.records[name].run and (name, run + 1) not in state.past:
+            continue
+        wanted = [item.event for item in carried(history)]
+        found = [item.event for item in following[1 : 1 + len(wanted)]]
+        if wanted != found:
+            yield f"I10: run {run} of {name} passes on {wanted}, and the next has {found}"
+        if not isinstance(following[0].event, RunStarted) or following[0].event.payload != history[-1].event.payload:
+            yield f"run {run} of {name} ends with {history[-1].event}, and the next begins with {following[0].event}"
 
 
 def _of_runs(state: Snapshot) -> Iterator[str]:
@@ -216,7 +335,7 @@ def _has_work(run: RunRecord) -> bool:
 def _of_steps(state: Snapshot) -> Iterator[str]:
     for name, run in state.records.items():
         open_numbers = {step.number for step in run.steps}
-        for step in run.steps:
+        for step in _placed(state, name):
             entry: Entry = ("step", name, step.number)
             places = ["agenda"] * (entry in state.agenda)
             places += [f"held by {process}" for process, things in state.held.items() if entry in things]
@@ -225,6 +344,7 @@ def _of_steps(state: Snapshot) -> Iterator[str]:
                 StepState.CANCELLING: ["agenda"],
                 StepState.CLAIMED: [f"held by {_process(step.owner or '')}"],
                 StepState.CHILD: [],
+                StepState.WAITING: [],
             }[step.state]
             if places != expected:
                 yield f"{name} step {step.number} is {step.state}: in {places}, not in {expected}"
@@ -232,6 +352,16 @@ def _of_steps(state: Snapshot) -> Iterator[str]:
                 yield f"{name} step {step.number} is {step.state} with owner {step.owner}"
         if not run.status.is_closed and (lost := _wanted_steps(state.histories[name]) - open_numbers):
             yield f"{name}: steps {lost} are wanted and have no entry"
+
+
+def _placed(state: Snapshot, name: str) -> list[PendingStep]:
+    """Return all open steps of a workflow, with their places for numbers."""
+    run = state.records[name]
+    return [*state.left.get(name, ()), *(replace(step, number=_place(run, step.number)) for step in run.steps)]
+
+
+def _place(run: RunRecord, number: int) -> int:
+    return place_of(StepKey(workflow_id=run.workflow_id, run=run.run, number=number))
 
 
 def _no_ghosts(state: Snapshot) -> Iterator[str]:
@@ -245,7 +375,7 @@ def _no_ghosts(state: Snapshot) -> Iterator[str]:
     for name, run in state.records.items():
         timers = set() if run.status.is_closed else _running_timers(state.histories[name])
         for number in timers:
-            if ("timer", name, number) not in state.agenda:
+            if ("timer", name, _place(run, number)) not in state.agenda:
                 yield f"I11: timer {number} of {name} will never fire"
 
 
@@ -255,13 +385,14 @@ def _is_wanted(state: Snapshot, entry: Entry) -> bool:
     if run is None:
         return False
     is_open = not run.status.is_closed
-    is_step = number in {step.number for step in run.steps}
+    newest = {_place(run, step.number) for step in run.steps}
+    timers = {_place(run, timer) for timer in _running_timers(state.histories[name])}
     return {
         "run": not run.delivered,
-        "step": is_step,
-        "timer": is_open and number in _running_timers(state.histories[name]),
-        "deadline": is_open and is_step,
-        "retention": run.delivered,
+        "step": number in newest | {step.number for step in state.left.get(name, ())},
+        "timer": is_open and number in timers,
+        "deadline": is_open and number in newest,
+        "retention": (name, -number) in state.past if number else run.delivered,
     }[kind]
 
 

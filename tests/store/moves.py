@@ -10,6 +10,7 @@ from durable_celery.events import (
     CommandCancelled,
     Event,
     RunCompleted,
+    RunContinued,
     SignalReceived,
     StepCompleted,
     StepScheduled,
@@ -79,6 +80,11 @@ def end(number: int = 99) -> RunCompleted:
     return RunCompleted(payload='"done"', number=number, cause=1)
 
 
+def again(number: int = 99, kept: tuple[int, ...] = (), cause: int = 99) -> RunContinued:
+    """Continue as new; inputs up to ``cause`` were read, so that those of them that go along are ``kept``."""
+    return RunContinued(payload='[["o-2"],{}]', number=number, cause=cause, kept=kept)
+
+
 def result(number: int, attempt: int = 1, payload: str = "5") -> StepCompleted:
     return StepCompleted(payload=payload, number=number, attempt=attempt)
 
@@ -105,8 +111,8 @@ def begin(store: Store, *outputs: Event, workflow_id: str = "w") -> None:
     turn(store, *outputs, workflow_id=workflow_id)
 
 
-def claim(store: Store, number: int = 1, owner: str | None = None, workflow_id: str = "w") -> Claim:
-    answer = store.claim(key(number, workflow_id), owner or call())
+def claim(store: Store, number: int = 1, owner: str | None = None, workflow_id: str = "w", *, run: int = 1) -> Claim:
+    answer = store.claim(key(number, workflow_id, run), owner or call())
     assert isinstance(answer, Claim), answer
     return answer
 

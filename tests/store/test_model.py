@@ -18,23 +18,35 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
 
 from durable_celery.errors import DurableError
-from durable_celery.events import CancelRequested, Event, StepFailed
+from durable_celery.events import CARRIED, CancelRequested, Event, StepFailed
+from durable_celery.policy import RetryPolicy
 from durable_celery.store.protocol import Claim, Committed, Lease, RunRecord, Store, Timing, Turn
 from tests.databases import Database
 from tests.servers import RedisServer
 from tests.store.backends import Backend, MemoryBackend, RedisBackend, SqlBackend, server_client
 from tests.store.invariants import check_invariants
-from tests.store.moves import call, cancel, child, end, key, new, result, signal, step, timer
+from tests.store.moves import again, call, cancel, child, end, key, new, result, signal, step, timer
 
 #: The unit of the story's time, in seconds.
 UNIT = 5000.0
 TIMING = Timing(owner_ttl=2 * UNIT, resend_after=2 * UNIT, resend_limit=10 * UNIT, retention=12 * UNIT)
+
+#: Options of steps: the limits of their time, alone and together.
+OPTIONS = [
+    None,
+    {"timeout": UNIT},
+    {"start_timeout": UNIT, "queue": 'of "letters"'},
+    {"attempt_timeout": UNIT, "retry": RetryPolicy(maximum_attempts=2).to_json()},
+    {"heartbeat_timeout": UNIT, "timeout": 4 * UNIT},
+    {"start_timeout": 2 * UNIT, "attempt_timeout": 2 * UNIT, "heartbeat_timeout": UNIT, "at_most_once": True},
+]
 
 #: What may differ: clocks.
 CLOCKS = {"at", "now", "created_at", "closed_at", "due_at", "start_at", "expires_at"}
 
 runs = st.sampled_from(["a", "b"])
 processes = st.sampled_from(["p", "q"])
+numbers_of_runs = st.sampled_from([1, 1, 2, 3])
 
 
 def plain(answer: object) -> object:
@@ -108,24 +120,30 @@ class TwoStores(RuleBasedStateMachine):
     @rule(
         data=st.data(),
         hold=st.booleans(),
-        kinds=st.lists(st.sampled_from(["step", "slow", "child", "timer", "cancel"]), max_size=3),
-        ends=st.sampled_from([False, False, False, True]),
+        kinds=st.lists(st.sampled_from(["step", "step", "child", "timer", "cancel"]), max_size=3),
+        ends=st.sampled_from([None, None, None, "end", "again", "again"]),
         twice=st.booleans(),
+        options=st.sampled_from(OPTIONS),
     )
-    def commit(self, data: st.DataObject, *, hold: bool, kinds: list[str], ends: bool, twice: bool) -> None:
+    def commit(
+        self, data: st.DataObject, *, hold: bool, kinds: list[str], ends: str | None, twice: bool, options: Any
+    ) -> None:
         name = data.draw(st.sampled_from(sorted(self.leases)))
         lease, read = self.leases[name]
-        outputs = [] if self._is_closed(name) else [self._output(name, kind) for kind in [*kinds, *["end"] * ends]]
+        kinds = [] if self._is_closed(name) else [*kinds, *filter(None, [ends])]
+        outputs = [self._output(name, kind, options) for kind in kinds]
         answers = [
             self.both(lambda store: store.commit(lease, outputs, read=read, waiting="x", hold=hold))
             for _ in range(1 + twice)
         ]
         if isinstance(answers[0], Committed):
             self.leases[name] = lease, answers[0].length
+            if ends == "again":
+                self.numbers[name] = 0
         else:
             del self.leases[name]
 
-    def _output(self, name: str, kind: str) -> Event:
+    def _output(self, name: str, kind: str, options: Any) -> Event:
         self.numbers[name] += 1
         number = self.numbers[name]
         if kind == "timer":
@@ -134,7 +152,12 @@ class TwoStores(RuleBasedStateMachine):
             return cancel(number, max(1, number - 1))
         if kind == "end":
             return end(number)
-        return child(number) if kind == "child" else step(number, options={"timeout": UNIT} if kind == "slow" else None)
+        if kind == "again":
+            read = self.leases[name][1]
+            events = self.model.store.history(name, limit=read)
+            kept = tuple(item.seq for item in events if item.seq % 2 and isinstance(item.event, CARRIED))
+            return again(number, kept, cause=read)
+        return child(number, options={"timeout": UNIT}) if kind == "child" else step(number, options=options)
 
     @precondition(lambda self: self.leases)
     @rule(data=st.data(), blocked=st.booleans(), delay=st.sampled_from([0.0, UNIT]))
@@ -149,10 +172,10 @@ class TwoStores(RuleBasedStateMachine):
         name = data.draw(st.sampled_from(sorted(self.leases)))
         self.both(lambda store: store.deliver(self.leases[name][0]))
 
-    @rule(name=runs, number=st.integers(1, 4), process=processes)
-    def claim(self, name: str, number: int, process: str) -> None:
+    @rule(name=runs, number=st.integers(1, 4), process=processes, run=numbers_of_runs)
+    def claim(self, name: str, number: int, process: str, run: int) -> None:
         owner = self.owner(process)
-        answer = self.both(lambda store: store.claim(key(number, name), owner))
+        answer = self.both(lambda store: store.claim(key(number, name, run), owner))
         if isinstance(answer, Claim):
             self.claims.append(answer)
 
@@ -167,18 +190,25 @@ class TwoStores(RuleBasedStateMachine):
         if done.turn:
             self.leases[begun.key.workflow_id] = done.turn.lease, done.turn.run.length
 
-    @rule(name=runs, number=st.integers(1, 4))
-    def end_from_outside(self, name: str, number: int) -> None:
-        self.both(lambda store: store.finish(key(number, name), result(number), token=None))
+    @precondition(lambda self: self.claims)
+    @rule(data=st.data(), progress=st.sampled_from(["", "1", '"two"']), is_own=st.booleans())
+    def beat(self, data: st.DataObject, progress: str, *, is_own: bool) -> None:
+        begun = data.draw(st.sampled_from(self.claims))
+        owner = begun.owner if is_own else ""
+        self.both(lambda store: store.claim(begun.key, owner, progress=progress))
+
+    @rule(name=runs, number=st.integers(1, 4), run=numbers_of_runs)
+    def end_from_outside(self, name: str, number: int, run: int) -> None:
+        self.both(lambda store: store.finish(key(number, name, run), result(number), token=None))
 
     @precondition(lambda self: self.claims)
     @rule(
         data=st.data(),
-        delay=st.sampled_from([0.0, UNIT]),
+        delay=st.sampled_from([0.0, UNIT, None]),
         retries=st.sampled_from([None, 0, 3]),
         override=st.sampled_from([None, "[[2],{}]"]),
     )
-    def postpone(self, data: st.DataObject, delay: float, retries: int | None, override: str | None) -> None:
+    def postpone(self, data: st.DataObject, delay: float | None, retries: int | None, override: str | None) -> None:
         begun = data.draw(st.sampled_from(self.claims))
         self.both(
             lambda store: store.postpone(
@@ -186,9 +216,9 @@ class TwoStores(RuleBasedStateMachine):
             )
         )
 
-    @rule(name=runs, number=st.integers(1, 4), told=st.booleans())
-    def settle(self, name: str, number: int, *, told: bool) -> None:
-        self.both(lambda store: store.settle(key(number, name), cancel=told))
+    @rule(name=runs, number=st.integers(1, 4), told=st.booleans(), run=numbers_of_runs)
+    def settle(self, name: str, number: int, *, told: bool, run: int) -> None:
+        self.both(lambda store: store.settle(key(number, name, run), cancel=told))
 
     @rule(units=st.integers(1, 4))
     def advance(self, units: int) -> None:
@@ -228,7 +258,7 @@ class TwoStores(RuleBasedStateMachine):
 
 
 def _seen(name: str, store: Store) -> object:
-    return store.get(name), store.history(name)
+    return store.get(name), [store.history(name, run=run) for run in (None, 1, 2)]
 
 
 def _swept(store: Store) -> object:

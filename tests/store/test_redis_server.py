@@ -491,6 +491,16 @@ def test_finished_run_is_small(store: RedisStore) -> None:
     assert (_bytes(store) - before) / runs < CLOSED_RUN_BYTES
 
 
+def test_step_without_limits_has_no_fields_of_them(store: RedisStore) -> None:
+    begin(store, step(1, options={"queue": "q"}), step(2, options={"timeout": 5}))
+    claim(store)
+
+    (entries,) = (value for name, value in raw_keys(store).items() if ":open:" in name)
+
+    assert set(entries["1"]) == {"seq", "state", "sends", "owner", "attempt"}
+    assert set(entries["2"]) == {"seq", "state", "sends", "limits", "ends"}
+
+
 def test_sleeping_run_is_small(store: RedisStore) -> None:
     before, runs = _bytes(store), 50
     for _ in range(runs):

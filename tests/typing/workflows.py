@@ -43,6 +43,7 @@ def bound(self: Task, x: int) -> str:
 def checkout(ctx: WorkflowContext, order: str, amount: int = 1) -> list[str]:
     assert_type(ctx.step(charge, order, amount), bytes)
     assert_type(ctx.start(charge, order, amount), StepHandle[bytes])
+    assert_type(ctx.options(at_most_once=True, attempt_timeout=5).step(charge, order, amount), bytes)
     ctx.step(charge, amount, order)  # type: ignore[call-overload]
     return [order]
 
@@ -61,6 +62,19 @@ def parent(ctx: WorkflowContext) -> None:
         assert_type(ctx.step(add, 1, 2), int)
         assert_type(ctx.step(bound, 1), str)
         ctx.step(add, "1", 2)  # pyright: ignore[reportCallIssue]
+
+
+@durable_task
+def again(ctx: WorkflowContext, month: int) -> str:
+    # It never returns, so nothing has to be returned after it.
+    ctx.continue_as_new(month + 1)
+
+
+@durable_task
+async def again_and_again(ctx: AsyncWorkflowContext, month: int) -> str:
+    if ctx.info.continue_as_new_suggested:
+        ctx.continue_as_new(month + ctx.info.history_bytes)
+    return "done"
 
 
 @durable_task(app=app)

@@ -24,6 +24,7 @@ from durable_celery.events import (
     CancelRequested,
     Event,
     Output,
+    RunContinued,
     SignalReceived,
     StepCompleted,
     StepFailed,
@@ -53,6 +54,8 @@ LEAVES = (
     "cancel_last",
     "map",
     "poll",
+    "continue",
+    "limited",
 )
 BRANCHES = (
     "spawn",
@@ -112,6 +115,12 @@ class Interpreter:
         self.handles.append(self.ctx.options(queue="q", retry=value + 1).start("started", value))
         yield lambda: self.ctx.sleep(0)
 
+    def do_limited(self, value: int) -> Calls:
+        limits = {"start_timeout": value + 1, "attempt_timeout": value + 2, "heartbeat_timeout": 0.5}
+        self.trace.append(
+            (yield lambda: self.ctx.options(at_most_once=value % 2 == 0, retry=2, **limits).step("limited", value))
+        )
+
     def do_cancel_last(self, _: int) -> Calls:
         if self.handles:
             self.trace.append(self.handles.pop().cancel())
@@ -151,6 +160,11 @@ class Interpreter:
         handles = [self.ctx.start("gathered", index) for index in range(value % 4)]
         results = yield lambda: self.ctx.gather(*handles, return_exceptions=value % 2 == 0)
         self.trace.append([str(result) for result in results])
+
+    def do_continue(self, value: int) -> Calls:
+        # In a branch it is refused, and the program goes on; a third of the rest is left as it is.
+        if value % 3 == 0:
+            yield self.ctx.continue_as_new
 
     def do_map(self, value: int) -> Calls:
         tolerate = [None, 0, Tolerance(percent=40), Tolerance(successes=2)][value % 4]
@@ -368,7 +382,10 @@ def canonical(run: Run) -> list[str]:
         if payload and '"traceback":' in payload:
             form = json.loads(payload)
             payload = json.dumps({**form, "traceback": ""})
-        lines.append(encode(replace(event, cause=ordinal[event.cause], payload=payload)))
+        counted: Output = replace(event, cause=ordinal[event.cause], payload=payload)
+        if isinstance(counted, RunContinued):
+            counted = replace(counted, kept=[ordinal[seq] for seq in counted.kept])
+        lines.append(encode(counted))
     return lines
 
 

@@ -12,7 +12,9 @@ if not run then return { -1 } end
 local function was_accepted()
   if kind == '0' then return run.gate end
   if kind == 'cancel' and run.cancel then return true end
-  if kind ~= '' and kind ~= 'cancel' then return redis.call('HGET', open_key(id), kind) ~= 'timer' end
+  if kind ~= '' and kind ~= 'cancel' then
+    return redis.call('HGET', open_key(id), place_of(newest(id), kind)) ~= 'timer'
+  end
   return redis.call('HEXISTS', keys_key(id), key) == 1
 end
 
@@ -28,8 +30,9 @@ end
 if kind == '' or kind == 'cancel' then
   redis.call('HSET', keys_key(id), key, 1)
 else
-  redis.call('ZREM', AGENDA, 't' .. kind .. ':' .. id)
-  redis.call('HDEL', open_key(id), kind)
+  local place = place_of(newest(id), kind)
+  redis.call('ZREM', AGENDA, 't' .. place .. ':' .. id)
+  redis.call('HDEL', open_key(id), place)
 end
 if kind == 'cancel' then run.cancel = 1 end
 if kind == '0' then run.gate = 1 end

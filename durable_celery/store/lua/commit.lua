@@ -1,7 +1,8 @@
 -- commit: append the outputs of a turn, with all that follows from them.
 -- ARGV: 2 id, 3 token, 4 owner, 5 read, 6 waiting, 7 hold (0, 1); then five for each output: what follows, number, two
---       more, text of the event. What follows: 'step' and 'child' (timeout in ms or '', the same in seconds),
---       'timer' (due), 'cancel' (target), 'close' (status), '' (nothing).
+--       more, text of the event. What follows: 'step' and 'child' (JSON of the limits or ''), 'timer' (due),
+--       'cancel' (target), 'close' (status), 'continue' (names of the kinds of inputs that go along), '' (nothing).
+--       'close' and 'continue' end a run, so they come last.
 -- Returns: {1, events between read and the outputs, length, held (0, 1), now}; or, if stale, {0, newest token, owner,
 --       read}.
 
@@ -9,13 +10,20 @@ local id, token, owner, read = ARGV[2], tonumber(ARGV[3]), ARGV[4], tonumber(ARG
 local waiting, hold, FIRST, WIDTH = ARGV[6], ARGV[7] == '1', 8, 5
 local count = (#ARGV - FIRST + 1) / WIDTH
 local run = run_of(id)
+local is_continuing = count > 0 and ARGV[#ARGV - WIDTH + 1] == 'continue'
 
 -- A commit that has taken effect and comes again (its reply was lost): its outputs are the last that were committed.
 local function is_repeated()
   if count == 0 or run.token ~= token or (run.owner and run.owner ~= owner) then return false end
-  local length = run.read or 0
+  local log, length = log_key(id), run.read or 0
+  if is_continuing then
+    -- Two runs may well end in the same way; it is the turn that tells.
+    if run.begun ~= token then return false end
+    log = log_key(id, newest(id) - 1)
+    length = redis.call('LLEN', log) - 1
+  end
   if read + count > length then return false end
-  local lines = redis.call('LRANGE', log_key(id), length - count + 1, length)
+  local lines = redis.call('LRANGE', log, length - count + 1, length)
   for index = 1, count do
     if string.match(lines[index], '^%d+ (.*)$') ~= ARGV[FIRST + index * WIDTH - 1] then return false end
   end
@@ -23,6 +31,7 @@ local function is_repeated()
 end
 
 if run and is_repeated() then
+  if is_continuing then return { 1, {}, redis.call('LLEN', log_key(id, newest(id) - 1)) - 1, 0, NOW } end
   return { 1, page(id, read, run.read - count), run.read, run.owner and 1 or 0, NOW }
 end
 local is_current = run and run.token == token and run.owner == owner
@@ -30,69 +39,113 @@ if not is_current or (count > 0 and (is_closed(run) or read < (run.read or 0))) 
   return { 0, run and run.token or 0, run and run.owner or '', run and run.read or 0 }
 end
 
-local follow = {}
+local follow, execution, base = {}, newest(id), length_of(id)
 
-function follow.step(number, seq, timeout, seconds, child)
+local function open_step(place, seq, limits, child)
   local step = { seq = seq, state = 'pending', sends = 1, child = child }
-  if timeout ~= '' then
-    step.timeout = seconds
-    redis.call('ZADD', AGENDA, NOW + tonumber(timeout), 'd' .. number .. ':' .. id)
+  if limits ~= '' then
+    step.limits = cjson.decode(limits)
+    limit(id, place, step, { 'whole', 'start' })
   end
-  put_step(id, number, step)
-  redis.call('ZADD', AGENDA, NOW + wait_after(0), step_member(id, number))
+  put_step(id, place, step)
+  redis.call('ZADD', AGENDA, NOW + wait_after(0), step_member(id, place))
 end
 
-function follow.child(number, seq, timeout, seconds) follow.step(number, seq, timeout, seconds, 1) end
+function follow.step(place, seq, limits) open_step(place, seq, limits) end
 
-function follow.timer(number, _, due)
-  redis.call('HSET', open_key(id), number, 'timer')
-  redis.call('ZADD', AGENDA, due, 't' .. number .. ':' .. id)
+function follow.child(place, seq, limits) open_step(place, seq, limits, 1) end
+
+function follow.timer(place, _, due)
+  redis.call('HSET', open_key(id), place, 'timer')
+  redis.call('ZADD', AGENDA, due, 't' .. place .. ':' .. id)
 end
 
 function follow.cancel(_, _, target)
-  local step, other = step_of(id, target)
+  local place = place_of(execution, target)
+  local step, other = step_of(id, place)
   if step then
-    cancel_step(id, target, step)
+    cancel_step(id, place, step)
   elseif other == 'timer' then
-    redis.call('HDEL', open_key(id), target)
-    redis.call('ZREM', AGENDA, 't' .. target .. ':' .. id)
+    redis.call('HDEL', open_key(id), place)
+    redis.call('ZREM', AGENDA, 't' .. place .. ':' .. id)
   end
 end
 
--- Timers and deadlines mean nothing to a closed run, and nobody waits for its children. Steps that were not cancelled
--- are still executed; children that are to be cancelled are still told.
+-- Timers and alarms mean nothing to a run that has ended, and nobody waits for its children, or for what is told from
+-- outside. Steps that were not cancelled are still executed; children that are to be cancelled are still told. Where the
+-- log goes before them, they keep what they need of it.
+local function drop_open(is_followed)
+  redis.call('ZREM', AGENDA, 't0:' .. id)
+  local open = redis.call('HGETALL', open_key(id))
+  for index = 1, #open, 2 do
+    local place, text = open[index], open[index + 1]
+    if text == 'timer' or text == 'cancelled' then
+      redis.call('HDEL', open_key(id), place)
+      redis.call('ZREM', AGENDA, 't' .. place .. ':' .. id)
+    else
+      local step = cjson.decode(text)
+      redis.call('ZREM', AGENDA, 'd' .. place .. ':' .. id)
+      if step.state == 'child' or step.state == 'waiting' then
+        forget_step(id, place, step)
+      elseif is_followed then
+        step.line = line_of(id, step)
+        put_step(id, place, step)
+      end
+    end
+  end
+end
+
 function follow.close(_, _, status)
   run.status, run.closed, run.waiting = status, NOW, nil
   local created_at = redis.call('ZSCORE', PREFIX .. 'index:open', id)
   redis.call('ZREM', PREFIX .. 'index:open', id)
   redis.call('ZADD', PREFIX .. 'index:closed', created_at, id)
-  redis.call('ZREM', AGENDA, 't0:' .. id)
-  local open = redis.call('HGETALL', open_key(id))
-  for index = 1, #open, 2 do
-    local number, text = open[index], open[index + 1]
-    if text == 'timer' or text == 'cancelled' then
-      redis.call('HDEL', open_key(id), number)
-      redis.call('ZREM', AGENDA, 't' .. number .. ':' .. id)
-    else
-      local step = cjson.decode(text)
-      redis.call('ZREM', AGENDA, 'd' .. number .. ':' .. id)
-      if step.state == 'child' then forget_step(id, number, step) end
-    end
+  drop_open()
+end
+
+-- The next run: a new log, with the same head, and with the inputs that no code has taken.
+function follow.continue(_, _, kinds, _, text)
+  drop_open(true)
+  local header, payload = string.match(text, '^([^\n]*)\n?(.*)$')
+  local told, inputs = cjson.decode(header), {}
+  for _, seq in ipairs(told.kept or {}) do
+    inputs[#inputs + 1] = redis.call('LINDEX', log_key(id), seq)
+  end
+  for _, line in ipairs(base > read and redis.call('LRANGE', log_key(id), read + 1, base) or {}) do
+    local kind = string.match(line, '^%d+ {"e":"(%a+)"')
+    if kind and string.find(kinds, ' ' .. kind .. ' ', 1, true) then inputs[#inputs + 1] = line end
+  end
+  local head = head_of(id)
+  run.past = math.max(run.past or 0, NOW + RETENTION)
+  redis.call('ZADD', AGENDA, NOW + RETENTION, 'x' .. execution .. ':' .. id)
+  run.run, run.begun, run.last, run.status, run.waiting = execution + 1, token, nil, 'running', nil
+  local _, name, parent = string.match(head, '^%d+\n([^\n]*)\n([^\n]*)\n([^\n]*)')
+  local started = { e = 'RunStarted', name = name, format = told.format, parent = parent ~= '' and parent or nil }
+  redis.call('RPUSH', log_key(id), head)
+  append(id, cjson.encode(started) .. '\n' .. payload)
+  for _, line in ipairs(inputs) do
+    append(id, string.match(line, '^%d+ (.*)$'))
   end
 end
 
-local base = length_of(id)
 for index = FIRST, #ARGV, WIDTH do
-  local number = ARGV[index + 1]
-  local seq = append(id, ARGV[index + 4])
+  local number, text = ARGV[index + 1], ARGV[index + 4]
+  local seq = append(id, text)
   run.last = math.max(run.last or 0, tonumber(number))
-  if ARGV[index] ~= '' then follow[ARGV[index]](number, seq, ARGV[index + 2], ARGV[index + 3]) end
+  local place = place_of(execution, number)
+  if ARGV[index] ~= '' then follow[ARGV[index]](place, seq, ARGV[index + 2], ARGV[index + 3], text) end
 end
 local length = base + count
 changed[id] = true
+if is_continuing then
+  run.read, run.failures, run.reason = nil, nil, nil
+  give_back(id)
+  wake(id)
+  return done({ 1, {}, length, 0, NOW })
+end
 run.read, run.failures, run.reason = length, nil, nil
 if not is_closed(run) then
-  local is_gated = run.status == 'pending' and redis.call('ZSCORE', AGENDA, 't0:' .. id)
+  local is_gated = run.status ~= 'running' and redis.call('ZSCORE', AGENDA, 't0:' .. id)
   run.status = is_gated and 'pending' or 'running'
   run.waiting = waiting ~= '' and waiting or nil
 end

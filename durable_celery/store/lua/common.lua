@@ -9,11 +9,16 @@
 --   held:<process>    set     members that left the agenda because the process has them in hand
 --   run:<id>          string  the record: JSON of what changes
 --   log:<id>          list    0: the head, what never changes; n: event n as '<at> <text>'
---   open:<id>         hash    command number -> JSON of an open step, 'timer', or 'cancelled' (a step of an open run)
+--   log<n>:<id>       list    the same of run n, from the second on
+--   open:<id>         hash    place of a command -> JSON of an open step, 'timer', or 'cancelled' (a step of an open run).
+--                             A step with time limits has them in 'limits' (ms), and in 'ends' when those that run pass;
+--                             one that has outlived its run has its scheduled event in 'line'
 --   keys:<id>         hash    key of an accepted input -> 1
 --   index:open, index:closed  zset  id -> created_at (ms)
 --
--- Members: 'r:<id>' run message, 's<n>:<id>' step message, 't<n>:<id>' timer, 'd<n>:<id>' deadline, 'x:<id>' retention.
+-- The *place* of a command is its number, in later runs with the run before it: '7', '2.7'.
+-- Members: 'r:<id>' run message, 's<place>:<id>' step message, 't<place>:<id>' timer, 'd<place>:<id>' alarm of a step,
+-- 'x:<id>' retention of all, 'x<n>:<id>' of the log of run n, which another has followed.
 -- An open thing is in exactly one of agenda and held. A run is marked woken while its 'r' is in the agenda.
 --
 -- ARGV[1]: owner_ttl, resend_after, resend_limit, retention in ms, with spaces between. The verb's own follow.
@@ -23,6 +28,8 @@ local AGENDA, OWNERS = KEYS[1], PREFIX .. 'owners'
 local PAGE = 200
 local LOST_STEP = 'the process that ran it was lost'
 local LOST_TURN = 'the process that ran its turn was lost'
+local ATTEMPT_OVER = 'the attempt did not end in time'
+local SILENT = 'the attempt gave no heartbeat in time'
 local CLOSED = { completed = true, failed = true, cancelled = true }
 
 local ttl_text, resend_text, limit_text, retention_text = string.match(ARGV[1], '^(%d+) (%d+) (%d+) (%d+)$')
@@ -33,7 +40,6 @@ local clock = redis.call('TIME')
 local NOW = clock[1] * 1000 + math.floor(clock[2] / 1000)
 
 local function run_key(id) return PREFIX .. 'run:' .. id end
-local function log_key(id) return PREFIX .. 'log:' .. id end
 local function open_key(id) return PREFIX .. 'open:' .. id end
 local function keys_key(id) return PREFIX .. 'keys:' .. id end
 local function process_of(owner) return string.match(owner, '^[^#]*') end
@@ -48,6 +54,22 @@ local function run_of(id)
     loaded[id] = text and cjson.decode(text) or false
   end
   return loaded[id]
+end
+
+-- The number of the newest run.
+local function newest(id) return run_of(id).run or 1 end
+
+local function log_key(id, number)
+  number = tonumber(number or newest(id))
+  return PREFIX .. 'log' .. (number > 1 and number or '') .. ':' .. id
+end
+
+local function place_of(execution, number) return execution == 1 and number or execution .. '.' .. number end
+
+-- The run and the number of a command.
+local function parts_of(place)
+  local execution, number = string.match(place, '^(%d+)%.(%d+)$')
+  return tonumber(execution or 1), number or place
 end
 
 local function done(reply)
@@ -83,38 +105,66 @@ local function turn(id, known) return { record(id), page(id, known), NOW } end
 -- Open steps ---------------------------------------------------------------------------------------------------------
 
 -- The step, or nil and what stands in its place: 'timer', 'cancelled' or false.
-local function step_of(id, number)
-  local text = redis.call('HGET', open_key(id), number)
+local function step_of(id, place)
+  local text = redis.call('HGET', open_key(id), place)
   if not text or text == 'timer' or text == 'cancelled' then return nil, text end
   return cjson.decode(text)
 end
 
-local function put_step(id, number, step) redis.call('HSET', open_key(id), number, cjson.encode(step)) end
+local function is_closed(run) return CLOSED[run.status] end
 
-local function step_member(id, number) return 's' .. number .. ':' .. id end
+-- Whether the outcome of a step of this run may still matter to somebody.
+local function is_needed(id, execution) return execution == newest(id) and not is_closed(run_of(id)) end
 
-local function forget_step(id, number, step)
-  redis.call('HDEL', open_key(id), number)
-  redis.call('ZREM', AGENDA, step_member(id, number), 'd' .. number .. ':' .. id)
-  if step.owner then redis.call('SREM', held_key(step.owner), step_member(id, number)) end
+local function put_step(id, place, step) redis.call('HSET', open_key(id), place, cjson.encode(step)) end
+
+local function step_member(id, place) return 's' .. place .. ':' .. id end
+
+-- Its scheduled event; a step that has outlived its run has a copy.
+local function line_of(id, step) return step.line or redis.call('LINDEX', log_key(id), step.seq) end
+
+local function forget_step(id, place, step)
+  redis.call('HDEL', open_key(id), place)
+  redis.call('ZREM', AGENDA, step_member(id, place), 'd' .. place .. ':' .. id)
+  if step.owner then redis.call('SREM', held_key(step.owner), step_member(id, place)) end
+end
+
+-- Let limits of a step begin anew, or be over, and arm its one alarm at the nearest of those that run. The caller puts
+-- the step. Where nobody waits for its outcome it has no limits any more: its alarm went with its run.
+local function limit(id, place, step, begun, over)
+  if not step.limits or not is_needed(id, (parts_of(place))) then return end
+  local ends, nearest = step.ends or {}, nil
+  for _, kind in ipairs(over or {}) do
+    ends[kind] = nil
+  end
+  for _, kind in ipairs(begun) do
+    ends[kind] = step.limits[kind] and NOW + step.limits[kind]
+  end
+  for _, at in pairs(ends) do
+    nearest = math.min(nearest or at, at)
+  end
+  step.ends = ends
+  if nearest then
+    redis.call('ZADD', AGENDA, nearest, 'd' .. place .. ':' .. id)
+  else
+    redis.call('ZREM', AGENDA, 'd' .. place .. ':' .. id)
+  end
 end
 
 -- The workflow wants the step no more. A child run may exist although nobody has said so yet: it is told in any case.
-local function cancel_step(id, number, step)
+local function cancel_step(id, place, step)
   if step.child then
     step.state, step.sends = 'cancelling', 0
-    put_step(id, number, step)
-    redis.call('ZREM', AGENDA, 'd' .. number .. ':' .. id)
-    redis.call('ZADD', AGENDA, NOW, step_member(id, number))
+    put_step(id, place, step)
+    redis.call('ZREM', AGENDA, 'd' .. place .. ':' .. id)
+    redis.call('ZADD', AGENDA, NOW, step_member(id, place))
   else
-    forget_step(id, number, step)
-    redis.call('HSET', open_key(id), number, 'cancelled')
+    forget_step(id, place, step)
+    redis.call('HSET', open_key(id), place, 'cancelled')
   end
 end
 
 -- Owners, leases and the wake mark -----------------------------------------------------------------------------------
-
-local function is_closed(run) return CLOSED[run.status] end
 
 local function is_alive(owner)
   local ends = redis.call('ZSCORE', OWNERS, process_of(owner))
@@ -152,21 +202,24 @@ local function free_lease(id)
   arm(id, NOW + wait, 0)
 end
 
-local function free_step(id, number, step)
-  redis.call('SREM', held_key(step.owner), step_member(id, number))
+-- An attempt that took too long was not lost: it failed.
+local function free_step(id, place, step, why)
+  if step.owner then redis.call('SREM', held_key(step.owner), step_member(id, place)) end
   step.state, step.owner, step.sends, step.due = 'pending', nil, 0, nil
-  step.lost, step.error = (step.lost or 0) + 1, LOST_STEP
-  put_step(id, number, step)
-  redis.call('ZADD', AGENDA, NOW, step_member(id, number))
+  if why ~= ATTEMPT_OVER then step.lost = (step.lost or 0) + 1 end
+  step.error = why or LOST_STEP
+  limit(id, place, step, {}, { 'attempt', 'heartbeat' })
+  put_step(id, place, step)
+  redis.call('ZADD', AGENDA, NOW, step_member(id, place))
 end
 
 -- Give back all that a dead process held, and forget the process.
 local function free_process(process)
   for _, member in ipairs(redis.call('SMEMBERS', held_key(process))) do
-    local kind, number, id = string.match(member, '^(%a)(%d*):(.*)$')
-    local run, step = run_of(id), kind == 's' and step_of(id, number)
+    local kind, place, id = string.match(member, '^(%a)([%d.]*):(.*)$')
+    local run, step = run_of(id), kind == 's' and step_of(id, place)
     if step then
-      free_step(id, number, step)
+      free_step(id, place, step)
     elseif run and run.owner then
       free_lease(id)
     end

@@ -7,5 +7,6 @@ local run = run_of(id)
 if not run or run.owner ~= owner or not is_closed(run) then return 0 end
 give_back(id)
 run.delivered = 1
-redis.call('ZADD', AGENDA, NOW + RETENTION, 'x:' .. id)
+-- Not before the logs of its earlier runs, should the retention have become shorter.
+redis.call('ZADD', AGENDA, math.max(NOW + RETENTION, run.past or 0), 'x:' .. id)
 return done(1)

@@ -8,13 +8,13 @@ local text, owner, known = ARGV[6], ARGV[7], tonumber(ARGV[8])
 local run = run_of(id)
 if not run then return { 0, false, false } end
 
-local recorded = false
-local step = execution == (run.run or 1) and step_of(id, number)
+local recorded, place = false, place_of(execution, number)
+local step = step_of(id, place)
 if step and (token == '' or (step.state == 'claimed' and step.attempt == tonumber(token))) then
-  forget_step(id, number, step)
-  if step.state == 'cancelling' and not is_closed(run) then
-    redis.call('HSET', open_key(id), number, 'cancelled')
-  elseif not is_closed(run) then
+  forget_step(id, place, step)
+  if step.state == 'cancelling' and is_needed(id, execution) then
+    redis.call('HSET', open_key(id), place, 'cancelled')
+  elseif is_needed(id, execution) then
     append(id, text)
     recorded = true
   end

@@ -12,15 +12,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from durable_celery.events import Recorded, decode
-from durable_celery.store.sql.tables import CommandRow, EventRow, RunRow, process_of
+from durable_celery.events import Event, Recorded, decode
+from durable_celery.store.sql.tables import CommandRow, EventRow, Place, RunRow, process_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from sqlalchemy import Connection
 
-    from durable_celery.store.protocol import Timing
+    from durable_celery.store.protocol import StepKey, Timing
     from durable_celery.store.sql.statements import Statements
     from durable_celery.store.sql.writing import Writer
 
@@ -49,16 +49,17 @@ class Desk:
         #: The database's clock when the rows were locked.
         self.now = 0
         self.runs: dict[str, RunRow] = {}
-        self.commands: dict[tuple[str, int], CommandRow] = {}
-        #: Lines of the events that steps were scheduled by.
-        self.scheduled: dict[tuple[str, int], Recorded] = {}
+        self.commands: dict[Place, CommandRow] = {}
+        #: The events that steps were scheduled by.
+        self.scheduled: dict[Place, Event] = {}
         #: process -> when it expires, or None where it is not known
         self._ends: dict[str, int | None] = {}
         self._created: set[str] = set()
         self._changed: set[str] = set()
         self._deleted: set[str] = set()
-        self._changed_commands: set[tuple[str, int]] = set()
-        self._deleted_commands: set[tuple[str, int]] = set()
+        self._changed_commands: set[Place] = set()
+        self._deleted_commands: set[Place] = set()
+        self._deleted_logs: set[tuple[str, int]] = set()
         self._events: list[EventRow] = []
         self._keys: list[dict[str, str]] = []
         self._joined: list[dict[str, Any]] = []
@@ -78,26 +79,28 @@ class Desk:
         self._note_mine(row, mine)
         return None if row is None else self.note_run(row), bool(row and row.accepted)
 
-    def lock_command(self, workflow_id: str, number: int, *, mine: str = "") -> tuple[RunRow | None, CommandRow | None]:
-        """Lock a run with one of its commands."""
-        values = {"workflow_id": workflow_id, "number": number, "mine": process_of(mine)}
-        row = self.ask(self.statements.lock_command, **values).first()
+    def lock_command(self, key: StepKey, *, mine: str = "") -> tuple[RunRow | None, CommandRow | None]:
+        """Lock a run with a command of it, or of an earlier one."""
+        values = {"workflow_id": key.workflow_id, "execution": key.run, "number": key.number}
+        row = self.ask(self.statements.lock_command, **values, mine=process_of(mine)).first()
         if row is not None:
             self._note_mine(row, mine)
             return self.note_run(row), self.note_command(row)
         # There was no such command when the statement began; there may be one by now.
-        run, _ = self.lock(workflow_id, mine=mine)
-        return run, None if run is None or number > run.last_number else self.command(workflow_id, number)
+        run, _ = self.lock(key.workflow_id, mine=mine)
+        is_new = run is None or (key.run, key.number) > (run.run, run.last_number)
+        return run, None if is_new else self.command((key.workflow_id, key.run, key.number))
 
-    def command(self, workflow_id: str, number: int) -> CommandRow | None:
+    def command(self, place: Place) -> CommandRow | None:
         """Return a command of a locked run."""
-        if (workflow_id, number) not in self.commands:
-            row = self.ask(self.statements.read_command, workflow_id=workflow_id, number=number).first()
+        if place not in self.commands:
+            values = dict(zip(("workflow_id", "execution", "number"), place, strict=True))
+            row = self.ask(self.statements.read_command, **values).first()
             return None if row is None else self.note_command(row)
-        return self.commands[workflow_id, number]
+        return self.commands[place]
 
     def read_commands(self, workflow_id: str) -> None:
-        """Read all commands of a locked run."""
+        """Read all commands of a locked run, without those that earlier runs have left."""
         for row in self.ask(self.statements.read_commands, workflow_id=workflow_id):
             self.note_command(row)
 
@@ -127,11 +130,13 @@ class Desk:
 
     def note_command(self, row: Any) -> CommandRow:
         """Keep a command that was read, with the event that scheduled it."""
-        place = (row.command_workflow_id, row.command_number)
+        place = (row.command_workflow_id, row.command_run, row.command_number)
         if place not in self.commands:
             self.commands[place] = CommandRow.read(row, "command_")
-            if row.header is not None:
-                self.scheduled[place] = recorded(row.command_seq, row.at, row.header, row.payload)
+            if row.command_scheduled is not None:
+                self.scheduled[place] = decode(row.command_seq, f"0 {row.command_scheduled}").event
+            elif row.header is not None:
+                self.scheduled[place] = recorded(row.command_seq, row.at, row.header, row.payload).event
         return self.commands[place]
 
     def _note_mine(self, row: Any, mine: str) -> None:
@@ -151,17 +156,19 @@ class Desk:
 
     def put(self, command: CommandRow) -> None:
         """Add a command, or note that it has changed."""
-        place = (command.workflow_id, command.number)
-        self.commands[place] = command
-        self._changed_commands.add(place)
-        self._deleted_commands.discard(place)
+        self.commands[command.place] = command
+        self._changed_commands.add(command.place)
+        self._deleted_commands.discard(command.place)
 
     def drop(self, command: CommandRow) -> None:
         """Take a command away."""
-        place = (command.workflow_id, command.number)
-        self.commands.pop(place, None)
-        self._changed_commands.discard(place)
-        self._deleted_commands.add(place)
+        self.commands.pop(command.place, None)
+        self._changed_commands.discard(command.place)
+        self._deleted_commands.add(command.place)
+
+    def drop_log(self, workflow_id: str, run: int) -> None:
+        """Take the log of an earlier run away."""
+        self._deleted_logs.add((workflow_id, run))
 
     def delete(self, run: RunRow) -> None:
         """Delete a run with all that belongs to it; what else was to be written of it is not."""
@@ -169,6 +176,7 @@ class Desk:
         self._changed.discard(run.workflow_id)
         self._changed_commands = {place for place in self._changed_commands if place[0] != run.workflow_id}
         self._deleted_commands = {place for place in self._deleted_commands if place[0] != run.workflow_id}
+        self._deleted_logs = {log for log in self._deleted_logs if log[0] != run.workflow_id}
         self._events = [event for event in self._events if event.workflow_id != run.workflow_id]
         self.commands = {place: command for place, command in self.commands.items() if place[0] != run.workflow_id}
 
@@ -215,7 +223,7 @@ class Desk:
         return tuple(
             recorded(row.seq, row.at, row.header, row.payload)
             for row in self._events
-            if row.workflow_id == run.workflow_id and row.seq > after
+            if (row.workflow_id, row.run) == (run.workflow_id, run.run) and row.seq > after
         )
 
     # -- writing -----------------------------------------------------------------------------------------------------
@@ -228,7 +236,11 @@ class Desk:
             "changed": [self.runs[name].values() for name in sorted(self._changed - self._created)],
             "events": [row.values() for row in self._events],
             "commands": [self.commands[place].values() for place in sorted(self._changed_commands)],
-            "dropped": [{"workflow_id": name, "number": number} for name, number in sorted(self._deleted_commands)],
+            "dropped": [
+                {"workflow_id": name, "run": run, "number": number}
+                for name, run, number in sorted(self._deleted_commands)
+            ],
+            "logs": [{"workflow_id": name, "run": run} for name, run in sorted(self._deleted_logs)],
             "keys": self._keys,
             "deleted": [{"workflow_id": name} for name in sorted(self._deleted)],
         }

@@ -37,7 +37,7 @@ def free_process(desk: Desk, process: str) -> bool:
         return False
     for row in desk.ask(desk.statements.held_commands, process=process):
         if row.run_workflow_id in desk.runs:
-            free_step(desk, desk.note_command(row))
+            free_step(desk, desk.runs[row.run_workflow_id], desk.note_command(row))
     for run in desk.runs.values():
         if run.process == process:
             free_lease(desk, run)

@@ -17,7 +17,9 @@ from durable_celery.events import (
     RunFailed,
     StepScheduled,
     TimerStarted,
+    encode,
 )
+from durable_celery.store.limits import ATTEMPT_OVER, KINDS, Limits
 from durable_celery.store.protocol import (
     Lease,
     RunMessage,
@@ -39,10 +41,11 @@ if TYPE_CHECKING:
 
 __all__ = [
     "CANCELLED",
+    "LOG",
     "TIMER",
     "arm",
     "cancel_step",
-    "close",
+    "drop_open",
     "follow",
     "forget_step",
     "free_lease",
@@ -52,6 +55,8 @@ __all__ = [
     "has_unread",
     "is_closed",
     "is_held",
+    "is_needed",
+    "limit",
     "milliseconds",
     "record_of",
     "run_message",
@@ -64,7 +69,7 @@ __all__ = [
 ]
 
 #: States of commands that are no steps.
-TIMER, CANCELLED = "timer", "cancelled"
+TIMER, CANCELLED, LOG = "timer", "cancelled", "log"
 _CLOSING: dict[type[Event], RunStatus] = {
     RunCompleted: RunStatus.COMPLETED,
     RunFailed: RunStatus.FAILED,
@@ -100,7 +105,7 @@ def run_message(run: RunRow) -> RunMessage:
 def step_message(desk: Desk, run: RunRow, step: CommandRow) -> StepMessage:
     """Return the message of the step's next attempt."""
     return StepMessage(
-        key=StepKey(workflow_id=run.workflow_id, run=run.run, number=step.number),
+        key=StepKey(workflow_id=run.workflow_id, run=step.run, number=step.number),
         scheduled=scheduled_step(desk, step),
         workflow=run.name,
         envelope=run.envelope,
@@ -117,10 +122,11 @@ def scheduled_step(desk: Desk, step: CommandRow) -> StepScheduled:
     Raises:
         ValueError: it is something else; the tables were changed by other hands.
     """
-    found = desk.scheduled.get((step.workflow_id, step.number))
-    if found is None or not isinstance(found.event, StepScheduled):
-        raise ValueError(f"step {step.number} of {step.workflow_id!r} does not point at a StepScheduled: {found!r:.80}")
-    return found.event
+    found = desk.scheduled.get(step.place)
+    if not isinstance(found, StepScheduled):
+        story = f"step {step.number} of {step.workflow_id!r} does not point at a StepScheduled: {found!r:.80}"
+        raise ValueError(story)  # noqa: TRY004 - a matter of what stands in the tables
+    return found
 
 
 def record_of(run: RunRow, steps: tuple[PendingStep, ...] = ()) -> RunRecord:
@@ -222,11 +228,30 @@ def grant(desk: Desk, run: RunRow, owner: str) -> None:
 # Open steps ---------------------------------------------------------------------------------------------------------
 
 
+def is_needed(run: RunRow, execution: int) -> bool:
+    """Tell whether the outcome of a step of a run may still matter to somebody."""
+    return execution == run.run and not is_closed(run)
+
+
+def limit(desk: Desk, run: RunRow, step: CommandRow, *begun: str, over: tuple[str, ...] = ()) -> None:
+    """Let limits of a step begin anew, or be over; the caller puts it.
+
+    Where nobody waits for its outcome, none begins: its limits went with its run.
+    """
+    for kind in over:
+        step.end(kind, None)
+    limits = Limits.of(scheduled_step(desk, step).options) if begun and is_needed(run, step.run) else None
+    for kind in begun if limits else ():
+        if (length := getattr(limits, kind)) is not None:
+            step.end(kind, desk.now + length)
+
+
 def cancel_step(desk: Desk, run: RunRow, step: CommandRow) -> None:
     """Note that the workflow does not want the step any more."""
     if step.kind == "workflow":
         # The child may exist although nobody has said so yet: it is told in any case.
-        step.state, step.sends, step.due_at, step.alarm_at = StepState.CANCELLING, 0, desk.now, None
+        step.state, step.sends, step.due_at = StepState.CANCELLING, 0, desk.now
+        limit(desk, run, step, over=KINDS)
         desk.put(step)
     else:
         forget_step(desk, run, step, mark=True)
@@ -234,18 +259,23 @@ def cancel_step(desk: Desk, run: RunRow, step: CommandRow) -> None:
 
 def forget_step(desk: Desk, run: RunRow, step: CommandRow, *, mark: bool = False) -> None:
     """Take an open step away; with ``mark`` an open run remembers that it was cancelled."""
-    if mark and not is_closed(run):
-        mine = CommandRow(workflow_id=run.workflow_id, number=step.number, kind=step.kind, state=CANCELLED)
+    if mark and is_needed(run, step.run):
+        mine = CommandRow(
+            workflow_id=step.workflow_id, run=step.run, number=step.number, kind=step.kind, state=CANCELLED
+        )
         desk.put(mine)
     else:
         desk.drop(step)
 
 
-def free_step(desk: Desk, step: CommandRow) -> None:
-    """Take a claim from a dead owner."""
+def free_step(desk: Desk, run: RunRow, step: CommandRow, error: str = "the process that ran it was lost") -> None:
+    """End an attempt whose owner is dead, silent or too slow; the step is sent again at once."""
     step.state, step.owner, step.sends, step.not_before = StepState.PENDING, None, 0, 0
-    step.lost, step.error = step.lost + 1, "the process that ran it was lost"
+    step.error = error
+    if error != ATTEMPT_OVER:
+        step.lost += 1
     step.due_at = desk.now
+    limit(desk, run, step, over=("attempt", "heartbeat"))
     desk.put(step)
 
 
@@ -257,50 +287,51 @@ def follow(desk: Desk, run: RunRow, event: Event) -> None:
     if isinstance(event, Output):
         run.last_number = max(run.last_number, event.number)
     match event:
-        case StepScheduled(number=number, kind=kind, options=options):
-            timeout = (options or {}).get("timeout")
+        case StepScheduled(number=number, kind=kind):
             step = CommandRow(
                 workflow_id=run.workflow_id,
+                run=run.run,
                 number=number,
                 kind=kind,
                 state=StepState.PENDING,
                 seq=run.length,
                 due_at=desk.now + wait_after(desk.timing, 0),
-                alarm_at=desk.now + milliseconds(timeout) if timeout else None,
             )
+            desk.scheduled[step.place] = event
+            limit(desk, run, step, "whole", "start")
             desk.put(step)
         case TimerStarted(number=number, due_at=due_at):
             put_timer(desk, run, number, due_at)
         case CommandCancelled(target=target):
-            command = desk.command(run.workflow_id, target)
+            command = desk.command((run.workflow_id, run.run, target))
             if command is not None and command.state == TIMER:
                 desk.drop(command)
             elif command is not None and command.state != CANCELLED:
                 cancel_step(desk, run, command)
         case RunCompleted() | RunFailed() | RunCancelled():
-            close(desk, run, _CLOSING[type(event)])
+            run.status, run.closed_at, run.waiting = _CLOSING[type(event)].value, desk.now, ""
+            drop_open(desk, run)
         case _:
             pass
 
 
 def put_timer(desk: Desk, run: RunRow, number: int, due_at: int) -> None:
     """Add a timer; number 0 is the gate of a delayed start."""
-    timer = CommandRow(workflow_id=run.workflow_id, number=number, kind=TIMER, state=TIMER, due_at=due_at)
+    timer = CommandRow(workflow_id=run.workflow_id, run=run.run, number=number, kind=TIMER, state=TIMER, due_at=due_at)
     desk.put(timer)
 
 
-def close(desk: Desk, run: RunRow, status: RunStatus) -> None:
-    """Close a run all of whose commands were read.
+def drop_open(desk: Desk, run: RunRow, *, is_followed: bool = False) -> None:
+    """Drop what means nothing to a run that has ended, all of whose commands were read.
 
-    Timers and deadlines mean nothing to it, and nobody waits for its children. Steps that were not cancelled are still
-    executed; children that are to be cancelled are still told.
+    That is timers and time limits; and nobody waits for its children, or for what is told from outside. Steps that were
+    not cancelled are still executed; children that are to be cancelled are still told. Where another run follows, they
+    may outlive the log, and keep what they need of it.
     """
-    run.status, run.closed_at, run.waiting = status.value, desk.now, ""
-    for command in list(desk.commands.values()):
-        if command.workflow_id != run.workflow_id:
-            continue
-        if command.state in {TIMER, CANCELLED, StepState.CHILD}:
+    for command in [one for one in desk.commands.values() if one.place[:2] == (run.workflow_id, run.run)]:
+        if command.state in {TIMER, CANCELLED, StepState.CHILD, StepState.WAITING}:
             desk.drop(command)
-        elif command.alarm_at is not None:
-            command.alarm_at = None
+        elif command.ends or is_followed:
+            limit(desk, run, command, over=KINDS)
+            command.scheduled = encode(scheduled_step(desk, command)) if is_followed else None
             desk.put(command)

@@ -15,9 +15,9 @@ from durable_celery.events import (
     CancelRequested,
     CommandCancelled,
     Event,
-    Recorded,
     RunCancelled,
     RunCompleted,
+    RunContinued,
     RunFailed,
     RunStarted,
     TimerFired,
@@ -25,6 +25,7 @@ from durable_celery.events import (
 )
 from durable_celery.store.protocol import Appended, Committed, Lease, NewRun, RunStatus, Started, Turn
 from durable_celery.store.sql import rules
+from durable_celery.store.sql.continuing import continue_run, ends_with, length_before
 from durable_celery.store.sql.desk import PAGE
 from durable_celery.store.sql.rules import TIMER, milliseconds, run_message, storable, wake
 from durable_celery.store.sql.tables import RunRow
@@ -79,7 +80,7 @@ def append(desk: Desk, workflow_id: str, event: Event, key: str, room: int) -> A
         raise WorkflowNotFoundError(workflow_id)
     timer = None
     if isinstance(event, TimerFired):
-        timer = desk.command(workflow_id, event.number)
+        timer = desk.command((workflow_id, run.run, event.number))
         was_accepted = run.gate == "open" if not event.number else timer is None or timer.state != TIMER
     if was_accepted or (isinstance(event, CancelRequested) and run.cancel_requested):
         message = wake(desk, run, again=True)
@@ -117,20 +118,27 @@ def turn_of(desk: Desk, run: RunRow, known: int, length: int) -> Turn:
 def commit(desk: Desk, lease: Lease, outputs: Sequence[Event], *, read: int, waiting: str, hold: bool) -> Committed:
     """See :meth:`Store.commit`."""
     run, _ = desk.lock(lease.workflow_id)
-    if run is not None and _is_repeated(desk, run, lease, outputs, read):
+    end = outputs[-1] if outputs and isinstance(outputs[-1], RunContinued) else None
+    if run is not None and end is not None and (length := length_before(desk, run, lease, outputs, read)):
+        return Committed(events=(), length=length, held=False, now=desk.now)
+    if run is not None and end is None and _is_repeated(desk, run, lease, outputs, read):
         page = desk.events((run.workflow_id, run.run, read, run.read_to - len(outputs)))
         return Committed(events=page, length=run.read_to, held=run.owner is not None, now=desk.now)
     if run is None or not _may_write(run, lease, outputs, read):
         raise StaleLeaseError(_stale_story(run, lease, read))
-    if any(isinstance(event, _ENDS | CommandCancelled) for event in outputs):
+    if any(isinstance(event, _ENDS | RunContinued | CommandCancelled) for event in outputs):
         desk.read_commands(run.workflow_id)
     base = run.length
     for event in outputs:
         desk.append(run, encode(event))
         rules.follow(desk, run, event)
+    if end is not None:
+        length = run.length
+        continue_run(desk, run, end, read, base)
+        desk.write()
+        return Committed(events=(), length=length, held=False, now=desk.now)
     if not rules.is_closed(run):
-        gated = run.status == RunStatus.PENDING and run.gate == "shut"
-        run.status = (RunStatus.PENDING if gated else RunStatus.RUNNING).value
+        run.status = (RunStatus.PENDING if run.gate == "shut" else RunStatus.RUNNING).value
         run.waiting = storable(waiting)
     run.read_to, run.failures, run.reason = run.length, 0, ""
     desk.touch(run)
@@ -144,14 +152,9 @@ def commit(desk: Desk, lease: Lease, outputs: Sequence[Event], *, read: int, wai
 
 def _is_repeated(desk: Desk, run: RunRow, lease: Lease, outputs: Sequence[Event], read: int) -> bool:
     """Whether this commit has taken effect and comes again: its outputs are the last that were committed."""
-    begin = run.read_to - len(outputs)
-    if not outputs or run.token != lease.token or run.owner not in {None, lease.owner} or read > begin:
+    if not outputs or run.token != lease.token or run.owner not in {None, lease.owner}:
         return False
-    found: list[Recorded] = []
-    while len(found) < len(outputs):
-        page = desk.events((run.workflow_id, run.run, begin + len(found), run.read_to))
-        found += page
-    return [item.event for item in found] == list(outputs)
+    return read <= run.read_to - len(outputs) and ends_with(desk, run, run.run, run.read_to, outputs)
 
 
 def _may_write(run: RunRow, lease: Lease, outputs: Sequence[Event], read: int) -> bool:

@@ -83,27 +83,26 @@ class Statements:
 
     @cached_property
     def lock_command(self) -> Query:
-        """A run and one of its commands under lock, with the event that scheduled it. Takes number as well."""
+        """A run and a command under lock, with the event that scheduled it. Takes execution and number as well."""
         runs, commands = self.tables.runs, self.tables.commands
-        found = self._with_commands(self.read_run, isouter=False)
-        found = found.where(commands.c.number == bindparam("number"))
+        found = self._with_commands(self.read_run).where(self._is_named)
         found = found.add_columns(self._ends_of(bindparam("mine"), "mine_ends"))
         return found.with_for_update(of=self._of(runs, commands))
 
     @cached_property
     def read_commands(self) -> Query:
-        """All commands of a run, with the events that scheduled them."""
-        return self._with_commands(self.read_run, isouter=False)
+        """All commands of a workflow's present run, with the events that scheduled them."""
+        return self._with_commands(self.read_run, newest=True)
 
     @cached_property
     def read_command(self) -> Query:
-        """One of them."""
-        return self.read_commands.where(self.tables.commands.c.number == bindparam("number"))
+        """A command of any run. Takes workflow_id, execution and number."""
+        return self._with_commands(self.read_run).where(self._is_named)
 
     @cached_property
     def read_all(self) -> Query:
         """A run with all its commands, or with none: the record as people see it."""
-        return self._with_commands(self.read_run, isouter=True).order_by(self.tables.commands.c.number)
+        return self._with_commands(self.read_run, newest=True, isouter=True).order_by(self.tables.commands.c.number)
 
     @cached_property
     def read_events(self) -> Query:
@@ -121,10 +120,22 @@ class Statements:
         )
 
     @cached_property
+    def read_inputs(self) -> Query:
+        """Events of a history by their seqs, and those between two. Takes page_id, page_run, kept, after and last."""
+        events = self.tables.events
+        is_new = and_(events.c.seq > bindparam("after"), events.c.seq <= bindparam("last"))
+        return select(events.c.seq, events.c.at, events.c.header, events.c.payload).where(
+            events.c.workflow_id == bindparam("page_id"),
+            events.c.run == bindparam("page_run"),
+            or_(events.c.seq.in_(bindparam("kept", expanding=True)), is_new),
+        )
+
+    @cached_property
     def history(self) -> Query:
-        """A page of the history of a workflow's present run. Takes workflow_id, after and last."""
+        """A page of a history. Takes workflow_id, execution (None is the present run), after and last."""
         runs, events = self.tables.runs, self.tables.events
-        joined = runs.join(events, and_(events.c.workflow_id == runs.c.workflow_id, events.c.run == runs.c.run))
+        execution = func.coalesce(bindparam("execution", type_=Integer), runs.c.run)
+        joined = runs.join(events, and_(events.c.workflow_id == runs.c.workflow_id, events.c.run == execution))
         return (
             select(events.c.seq, events.c.at, events.c.header, events.c.payload)
             .select_from(joined)
@@ -175,7 +186,7 @@ class Statements:
     def lock_due_commands(self) -> Query:
         """The commands that are due, with their runs, and that nobody else works on. Takes until and limit."""
         runs, commands = self.tables.runs, self.tables.commands
-        found = self._with_commands(self._run, isouter=False).where(commands.c.next_at <= bindparam("until"))
+        found = self._with_commands(self._run).where(commands.c.next_at <= bindparam("until"))
         found = found.order_by(commands.c.next_at).limit(_limit())
         return found.with_for_update(of=self._of(runs, commands), skip_locked=True)
 
@@ -222,7 +233,7 @@ class Statements:
     @cached_property
     def held_commands(self) -> Query:
         """The steps that a process has claimed, with their runs."""
-        found = self._with_commands(self._run, isouter=False)
+        found = self._with_commands(self._run)
         return found.where(self.tables.commands.c.process == bindparam("process"))
 
     @cached_property
@@ -252,13 +263,21 @@ class Statements:
         mine = exists().where(inputs.c.workflow_id == bindparam("workflow_id"), inputs.c.input_key == bindparam("key"))
         return mine.label("accepted")
 
-    def _with_commands(self, found: Query, *, isouter: bool) -> Query:
+    @property
+    def _is_named(self) -> Any:
+        commands = self.tables.commands
+        return and_(commands.c.run == bindparam("execution"), commands.c.number == bindparam("number"))
+
+    def _with_commands(self, found: Query, *, newest: bool = False, isouter: bool = False) -> Query:
         runs, commands, events = self.tables.runs, self.tables.commands, self.tables.events
         columns = [commands.c[name].label(f"command_{name}") for name in CommandRow.names()]
         is_its = and_(
-            events.c.workflow_id == runs.c.workflow_id, events.c.run == runs.c.run, events.c.seq == commands.c.seq
+            events.c.workflow_id == runs.c.workflow_id, events.c.run == commands.c.run, events.c.seq == commands.c.seq
         )
-        joined = runs.join(commands, commands.c.workflow_id == runs.c.workflow_id, isouter=isouter)
+        is_of = [commands.c.workflow_id == runs.c.workflow_id]
+        if newest:
+            is_of.append(commands.c.run == runs.c.run)
+        joined = runs.join(commands, and_(*is_of), isouter=isouter)
         joined = joined.outerjoin(events, is_its)
         return found.add_columns(*columns, events.c.at, events.c.header, events.c.payload).select_from(joined)
 

@@ -164,16 +164,18 @@ class SqlStore:
             if run is None or run.owner != lease.owner or not rules.is_closed(run):
                 return
             rules.give_back(desk, run)
-            run.delivered, run.due_at = True, desk.now + milliseconds(self.timing.retention)
+            # Not before the logs of its earlier runs, should the retention have become shorter.
+            until = max(desk.now + milliseconds(self.timing.retention), run.past_until)
+            run.delivered, run.due_at = True, until
             desk.write()
 
         self._server.transact(act)
 
     # -- the life of a step ------------------------------------------------------------------------------------------
 
-    def claim(self, key: StepKey, owner: str) -> Claim | Refused:
+    def claim(self, key: StepKey, owner: str, *, progress: str | None = None) -> Claim | Refused:
         """See :meth:`Store.claim`."""
-        return self._server.transact(lambda desk: steps.claim(desk, key, owner))
+        return self._server.transact(lambda desk: steps.claim(desk, key, owner, progress))
 
     def finish(
         self,
@@ -194,33 +196,21 @@ class SqlStore:
         key: StepKey,
         owner: str,
         *,
-        delay: float,
+        delay: float | None,
         error: str,
         retries: int | None = None,
         override: str | None = None,
     ) -> bool:
         """See :meth:`Store.postpone`."""
-
-        def act(desk: Desk) -> bool:
-            _, step = desk.lock_command(key.workflow_id, key.number)
-            if step is None or step.state != StepState.CLAIMED or step.owner != owner:
-                return False
-            due = desk.now + milliseconds(delay)
-            step.state, step.owner, step.sends = StepState.PENDING, None, 0
-            step.not_before = step.due_at = due
-            step.error, step.override = storable(error), override or step.override
-            step.retries = step.retries if retries is None else retries
-            desk.put(step)
-            desk.write()
-            return True
-
-        return self._server.transact(act)
+        return self._server.transact(
+            lambda desk: steps.postpone(desk, key, owner, delay=delay, error=error, retries=retries, override=override),
+        )
 
     def settle(self, key: StepKey, *, cancel: bool = False) -> None:
         """See :meth:`Store.settle`."""
 
         def act(desk: Desk) -> None:
-            run, step = desk.lock_command(key.workflow_id, key.number)
+            run, step = desk.lock_command(key)
             if run is None or step is None:
                 return
             if step.state == StepState.CANCELLING and cancel:
@@ -228,7 +218,7 @@ class SqlStore:
             elif step.state == StepState.PENDING and not cancel:
                 step.state, step.due_at = StepState.CHILD, None
                 desk.put(step)
-                if rules.is_closed(run):
+                if not rules.is_needed(run, step.run):
                     # Nobody waits for the child's end.
                     rules.forget_step(desk, run, step)
             desk.write()
@@ -260,7 +250,7 @@ class SqlStore:
             lambda desk: settle(desk, look.now, room, runs=has_runs, commands=has_commands),
         )
         nexts = [look.next_runs, look.next_commands, look.next_owners, settled.next_at]
-        swept = _swept(look.now, [look.now, *nexts] if settled.is_full else nexts, {**counts, **settled.counts})
+        swept = _swept(settled.now, [look.now, *nexts] if settled.is_full else nexts, {**counts, **settled.counts})
         return Sweep(messages=tuple(settled.messages), more=swept.more, next_in=swept.next_in, counts=swept.counts)
 
     def _free_dead(self, now: int, limit: int) -> int:
@@ -281,9 +271,9 @@ class SqlStore:
         pending = tuple(_pending(step) for step in commands if step.state in steps.STEP_STATES)
         return record_of(RunRow.read(rows[0], "run_"), pending)
 
-    def history(self, workflow_id: str, *, after: int = 0, limit: int = 1000) -> list[Recorded]:
+    def history(self, workflow_id: str, *, run: int | None = None, after: int = 0, limit: int = 1000) -> list[Recorded]:
         """See :meth:`Store.history`."""
-        values = {"workflow_id": workflow_id, "after": after, "last": after + limit}
+        values = {"workflow_id": workflow_id, "execution": run, "after": after, "last": after + limit}
         statement = self._server.statements.history
         rows = self._server.read(lambda connection: connection.execute(statement, values).all())
         return [recorded(row.seq, row.at, row.header, row.payload) for row in rows]
@@ -313,6 +303,7 @@ def _pending(step: CommandRow) -> PendingStep:
         owner=step.owner,
         error=step.error,
         due_at=step.not_before or None,
+        progress=step.progress,
     )
 
 

@@ -9,11 +9,14 @@ from typing import TYPE_CHECKING
 from durable_celery.codec import Codec, failure_of
 from durable_celery.errors import StepTimeoutError
 from durable_celery.events import StepFailed, TimerFired, encode
+from durable_celery.store.limits import ATTEMPT_OVER, SILENT, Limits, first_passed, story
 from durable_celery.store.sql.rules import (
+    LOG,
     TIMER,
     arm,
     cancel_step,
     forget_step,
+    free_step,
     run_message,
     scheduled_step,
     step_message,
@@ -26,7 +29,7 @@ if TYPE_CHECKING:
 
     from durable_celery.store.protocol import RunMessage, StepMessage
     from durable_celery.store.sql.desk import Desk
-    from durable_celery.store.sql.tables import CommandRow, RunRow
+    from durable_celery.store.sql.tables import CommandRow, Place, RunRow
 
 __all__ = ["Settled", "settle"]
 
@@ -41,6 +44,8 @@ class Settled:
     is_full: bool = False
     #: When the first thing that was settled falls due again, or None.
     next_at: int | None = None
+    #: The clock when it was done: what was freed falls due at that time.
+    now: int = 0
 
 
 def settle(desk: Desk, until: int, limit: int, *, runs: bool, commands: bool) -> Settled:
@@ -55,42 +60,51 @@ def settle(desk: Desk, until: int, limit: int, *, runs: bool, commands: bool) ->
         for row in desk.ask(desk.statements.lock_due_commands, until=until, limit=limit):
             desk.note_run(row)
             desk.note_command(row)
+    desk.now = max(desk.now, until)
     due = sorted(_due_entries(desk, until))
     settled = Settled(is_full=max(len(due), len(desk.runs), len(desk.commands)) >= limit)
-    for _, kind, workflow_id, number in due[:limit]:
-        if kind == "retention":
-            desk.delete(desk.runs[workflow_id])
-        elif kind == "run":
-            settled.messages.append(_due_run(desk, desk.runs[workflow_id]))
-        elif command := desk.commands.get((workflow_id, number)):
-            message = _COMMANDS[kind](desk, desk.runs[workflow_id], command)
-            settled.messages += [message] if message else []
+    for _, kind, place in due[:limit]:
+        run = desk.runs[place[0]]
+        message: RunMessage | StepMessage | None
+        if place == _whole(run):
+            message = _due_run(desk, run)
+        elif command := desk.commands.get(place):
+            message = _COMMANDS[kind](desk, run, command)
         else:
             continue  # an earlier one of this sweep has settled it
+        settled.messages += [message] if message else []
         settled.counts[kind] += 1
     times = [run.due_at for run in desk.runs.values() if not desk.is_deleted(run)]
     times += [at for command in desk.commands.values() for at in (command.due_at, command.alarm_at)]
+    settled.now = desk.now
     settled.next_at = min((at for at in times if at is not None), default=None)
     desk.write()
     return settled
 
 
-def _due_entries(desk: Desk, until: int) -> list[tuple[int, str, str, int]]:
+def _due_entries(desk: Desk, until: int) -> list[tuple[int, str, Place]]:
     entries = [
-        (run.due_at, "retention" if run.delivered else "run", run.workflow_id, 0)
+        (run.due_at, "retention" if run.delivered else "run", _whole(run))
         for run in desk.runs.values()
         if run.due_at is not None and run.due_at <= until
     ]
     for command in desk.commands.values():
         if command.due_at is not None and command.due_at <= until:
-            kind = "timer" if command.state == TIMER else "step"
-            entries.append((command.due_at, kind, command.workflow_id, command.number))
-        if command.alarm_at is not None and command.alarm_at <= until:
-            entries.append((command.alarm_at, "deadline", command.workflow_id, command.number))
+            entries.append((command.due_at, _KINDS.get(command.state, "step"), command.place))
+        if (alarm_at := command.alarm_at) is not None and alarm_at <= until:
+            entries.append((alarm_at, "deadline", command.place))
     return entries
 
 
-def _due_run(desk: Desk, run: RunRow) -> RunMessage:
+def _whole(run: RunRow) -> Place:
+    """Return what stands for the run itself where places of commands stand; behind those of its earlier logs."""
+    return run.workflow_id, run.run, -1
+
+
+def _due_run(desk: Desk, run: RunRow) -> RunMessage | None:
+    if run.delivered:
+        desk.delete(run)
+        return None
     arm(desk, run, desk.now + wait_after(desk.timing, run.sends), sends=run.sends + 1)
     return run_message(run)
 
@@ -110,19 +124,32 @@ def _due_timer(desk: Desk, run: RunRow, timer: CommandRow) -> RunMessage | None:
 
 
 def _due_deadline(desk: Desk, run: RunRow, step: CommandRow) -> RunMessage | None:
-    seconds = (scheduled_step(desk, step).options or {})["timeout"]
+    scheduled, passed = scheduled_step(desk, step), first_passed(step.ends.items(), desk.now)
+    limits = Limits.of(scheduled.options)
+    assert limits is not None and passed is not None  # noqa: S101, PT018 - the alarm stands at one of them
+    if passed == "heartbeat" or (passed == "attempt" and not 0 < limits.tries <= step.attempt):
+        free_step(desk, run, step, SILENT if passed == "heartbeat" else ATTEMPT_OVER)
+        return None
     if step.kind == "workflow":
         cancel_step(desk, run, step)
     else:
         forget_step(desk, run, step)
-    error = StepTimeoutError(f"the step did not end within its timeout of {seconds:g} s")
+    error = StepTimeoutError(story(passed, limits, scheduled))
     event = StepFailed(payload=failure_of(error, Codec()), number=step.number, attempt=step.attempt)
     desk.append(run, encode(event))
     return wake(desk, run)
 
 
+def _due_log(desk: Desk, _: RunRow, log: CommandRow) -> None:
+    desk.drop(log)
+    desk.drop_log(log.workflow_id, log.run)
+
+
+#: What falls due, by the state of the command; all others are steps.
+_KINDS = {TIMER: "timer", LOG: "retention"}
 _COMMANDS: dict[str, Callable[[Desk, RunRow, CommandRow], RunMessage | StepMessage | None]] = {
     "step": _due_step,
     "timer": _due_timer,
     "deadline": _due_deadline,
+    "retention": _due_log,
 }

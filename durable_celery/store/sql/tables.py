@@ -3,7 +3,8 @@
 =============  ==========================================================================================
 ``_runs``      one row for each run; whoever changes anything of a run locks its row first
 ``_events``    the histories: one row for each event, never changed
-``_commands``  what is open: steps without an outcome, timers, and marks of steps that the workflow cancelled
+``_commands``  what is open: steps without an outcome, timers, marks of steps that the workflow cancelled, and, under
+               the number 0, of the logs of earlier runs until they go
 ``_inputs``    keys of the inputs that were accepted
 ``_owners``    the processes that are known, and when each of them expires
 ``_schema``    the number of this form of the tables
@@ -40,8 +41,12 @@ from sqlalchemy import (
 from sqlalchemy.dialects.mysql import LONGTEXT, VARBINARY
 
 from durable_celery.errors import ConfigurationError
+from durable_celery.store.limits import KINDS
 
-__all__ = ["CommandRow", "EventRow", "RunRow", "Tables", "process_of"]
+__all__ = ["CommandRow", "EventRow", "Place", "RunRow", "Tables", "process_of"]
+
+#: workflow id, run and number of a command
+Place = tuple[str, int, int]
 
 _NAMESPACE = re.compile(r"[a-z][a-z0-9_]{0,39}")
 #: MySQL's own default would take "A" for "a", and a text for one with a space behind it.
@@ -152,6 +157,8 @@ class Tables:
             Column("last_number", Integer, nullable=False),
             Column("sends", Integer, nullable=False),
             Column("due_at", BigInteger),
+            Column("begun", BigInteger, nullable=False),
+            Column("past_until", BigInteger, nullable=False),
             **_MYSQL,
         )
         for columns in (("due_at",), ("process",)):
@@ -165,6 +172,7 @@ class Tables:
             f"{namespace}_commands",
             self.metadata,
             Column("workflow_id", Name(255), primary_key=True),
+            Column("run", Integer, primary_key=True, autoincrement=False),
             Column("number", Integer, primary_key=True, autoincrement=False),
             Column("kind", String(8), nullable=False),
             Column("state", String(16), nullable=False),
@@ -176,10 +184,12 @@ class Tables:
             Column("retries", Integer, nullable=False),
             Column("override", _LONG),
             Column("error", _LONG),
+            Column("progress", _LONG),
+            Column("scheduled", _LONG),
             Column("not_before", BigInteger, nullable=False),
             Column("sends", Integer, nullable=False),
             Column("due_at", BigInteger),
-            Column("alarm_at", BigInteger),
+            *[Column(f"{kind}_at", BigInteger) for kind in KINDS],
             Column("next_at", BigInteger),
             **_MYSQL,
         )
@@ -254,6 +264,10 @@ class RunRow(Row):
     sends: int = 1
     #: When its message is sent (again): the run is marked woken. Of a delivered run: when it is deleted.
     due_at: int | None = None
+    #: Token of the turn that ended the run before this one; 0 for the first.
+    begun: int = 0
+    #: When the last log of an earlier run goes.
+    past_until: int = 0
 
     def values(self) -> dict[str, Any]:
         """Return what is written."""
@@ -263,15 +277,16 @@ class RunRow(Row):
 
 @dataclass(slots=True, kw_only=True)
 class CommandRow(Row):
-    """An open step, a timer, or the mark of a cancelled step."""
+    """An open step, a timer, the mark of a cancelled step, or that of the log of an earlier run."""
 
     workflow_id: str
+    run: int
     number: int
-    #: "task", "workflow" or "timer".
+    #: "task", "workflow", "timer" or "log".
     kind: str
-    #: A :class:`StepState`, "timer" or "cancelled".
+    #: A :class:`StepState`, "timer", "cancelled" or "log".
     state: str
-    #: Seq of its ``StepScheduled``; 0 for a timer.
+    #: Seq of its ``StepScheduled``; 0 for a timer; of a log, its length.
     seq: int = 0
     attempt: int = 0
     lost: int = 0
@@ -281,15 +296,42 @@ class CommandRow(Row):
     retries: int = 0
     override: str | None = None
     error: str | None = None
+    #: What the last heartbeat saved.
+    progress: str | None = None
+    #: A copy of its ``StepScheduled``, where the step may outlive the log.
+    scheduled: str | None = None
     #: When the next attempt may begin; 0 is at once.
     not_before: int = 0
     sends: int = 1
-    #: When the timer fires or the step's message is sent (again).
+    #: When the timer fires, the step's message is sent (again), or the log goes.
     due_at: int | None = None
-    #: The step's deadline.
-    alarm_at: int | None = None
-    #: The earlier one of the two.
+    #: When the limits of the step's time pass, those that run now.
+    whole_at: int | None = None
+    start_at: int | None = None
+    attempt_at: int | None = None
+    heartbeat_at: int | None = None
+    #: When the first of all these is.
     next_at: int | None = None
+
+    @property
+    def place(self) -> Place:
+        """Where it stands in the table."""
+        return self.workflow_id, self.run, self.number
+
+    @property
+    def ends(self) -> dict[str, int]:
+        """When the limits pass that run now."""
+        ends = {kind: getattr(self, f"{kind}_at") for kind in KINDS}
+        return {kind: at for kind, at in ends.items() if at is not None}
+
+    @property
+    def alarm_at(self) -> int | None:
+        """When the nearest of them passes."""
+        return min(self.ends.values(), default=None)
+
+    def end(self, kind: str, at: int | None) -> None:
+        """Let a limit pass at an instant, or not at all."""
+        setattr(self, f"{kind}_at", at)
 
     def values(self) -> dict[str, Any]:
         """Return what is written; what follows from other columns is derived here and nowhere else."""

@@ -70,7 +70,8 @@ class Writer:
             "changed": (Kind("update", tables.runs, RunRow.names()),),
             "events": (Kind("insert", tables.events, EventRow.names()),),
             "commands": (Kind("upsert", tables.commands, CommandRow.names()),),
-            "dropped": (Kind("delete", tables.commands, ("workflow_id", "number")),),
+            "dropped": (Kind("delete", tables.commands, ("workflow_id", "run", "number")),),
+            "logs": (Kind("delete", tables.events, ("workflow_id", "run")),),
             "keys": (Kind("insert", tables.inputs, ("workflow_id", "input_key")),),
             "deleted": tuple(Kind("delete", table, run) for table in of_a_run),
         }

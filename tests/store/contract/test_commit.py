@@ -504,3 +504,12 @@ def test_many_outcomes_cause_one_wake(store: Store, finishers: int) -> None:
     messages = [execute(store, number).message for number in range(1, finishers + 1)]
 
     assert sum(message is not None for message in messages) == 1
+
+
+def test_delayed_run_that_was_blocked_is_still_to_begin(store: Store) -> None:
+    store.start(new(delay=600))
+    store.release("w", take(store).lease.owner, delay=0.0, reason="its code cannot be loaded")
+
+    turn(store)
+
+    assert record(store).status is RunStatus.PENDING

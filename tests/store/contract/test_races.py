@@ -12,6 +12,7 @@ import pytest
 
 from durable_celery.errors import StaleLeaseError, WorkflowClosedError, WorkflowConflictError
 from durable_celery.events import CancelRequested, Event, SignalReceived, TimerFired
+from durable_celery.policy import RetryPolicy
 from durable_celery.store.protocol import Claim, Committed, Refusal, Refused, RunMessage, StepKey, Store, Timing, Turn
 from tests.store.backends import Backend
 from tests.store.moves import (
@@ -387,3 +388,93 @@ def test_turns_of_many_take_effect_one_after_the_other(store: Store, racers: Rac
     numbers = [getattr(item.event, "number", 0) for item in store.history("w")[1:]]
     assert numbers == list(range(1, 31))
     turn(store, end())
+
+
+# -- heartbeats and alarms ---------------------------------------------------------------------------------------------
+
+
+def beating(begun: Claim, progress: str = "1") -> Act:
+    return lambda other: other.claim(begun.key, begun.owner, progress=progress)
+
+
+def test_a_heartbeat_and_the_outcome_leave_one_outcome_and_nothing_else(backend: Backend, racers: Racers) -> None:
+    store = backend.store
+    for number in range(ROUNDS):
+        name = f"beat-{number}"
+        begin(store, step(1, options={"heartbeat_timeout": 600}), workflow_id=name)
+        begun = claim(store, workflow_id=name)
+
+        beaten, done = racers.race(beating(begun), finishing(begun))
+
+        assert done.recorded
+        assert isinstance(beaten, Claim) or beaten.reason is Refusal.FINISHED
+        assert record(store, name).steps == ()
+
+
+def test_a_heartbeat_and_a_cancel_leave_no_step(backend: Backend, racers: Racers) -> None:
+    store = backend.store
+    for number in range(ROUNDS):
+        name = f"cancel-{number}"
+        begin(store, step(1, options={"attempt_timeout": 600}), workflow_id=name)
+        begun = claim(store, workflow_id=name)
+        taken = take(store, name)
+
+        beaten, _ = racers.race(beating(begun), committing(taken, cancel(2, 1), read=taken.run.length))
+
+        assert isinstance(beaten, Claim) or beaten.reason is Refusal.CANCELLED
+        assert record(store, name).steps == ()
+
+
+@pytest.mark.parametrize("tries", [1, 3])
+def test_the_alarm_and_the_outcome_leave_one_of_them(backend: Backend, racers: Racers, tries: int) -> None:
+    store = backend.store
+    for number in range(ROUNDS):
+        name = f"alarm-{number}"
+        store.renew(["p1"])
+        options = {"attempt_timeout": 5, "retry": RetryPolicy(maximum_attempts=tries).to_json()}
+        begin(store, step(1, options=options), workflow_id=name)
+        begun = claim(store, workflow_id=name)
+        backend.advance(5)
+
+        done, _ = racers.race(finishing(begun), lambda other: other.sweep())
+
+        outcomes = [kind for kind in kinds(store, name) if kind in {"StepCompleted", "StepFailed"}]
+        if done.recorded:
+            assert outcomes == ["StepCompleted"]
+        else:
+            assert outcomes == (["StepFailed"] if tries == 1 else [])
+            assert len(record(store, name).steps) == (tries > 1)
+
+
+def test_the_alarm_of_the_start_and_a_claim_leave_one_of_them(backend: Backend, racers: Racers) -> None:
+    store = backend.store
+    for number in range(ROUNDS):
+        name = f"start-{number}"
+        begin(store, step(1, options={"start_timeout": 5}), workflow_id=name)
+        backend.advance(5)
+
+        begun, _ = racers.race(claiming(key(1, name)), lambda other: other.sweep())
+
+        failed = kinds(store, name).count("StepFailed")
+        assert failed == (0 if isinstance(begun, Claim) else 1)
+        assert len(record(store, name).steps) == 1 - failed
+
+
+def test_two_that_tell_an_outcome_from_outside_record_one(backend: Backend, racers: Racers) -> None:
+    store = backend.store
+    for number in range(ROUNDS):
+        name = f"told-{number}"
+        begin(store, step(1), workflow_id=name)
+        begun = claim(store, workflow_id=name)
+
+        def telling(payload: str, place: StepKey = begun.key) -> Act:
+            return lambda other: other.finish(place, result(1, 0, payload), token=None).recorded
+
+        def parking(other: Store, begun: Claim = begun) -> bool:
+            return other.postpone(begun.key, begun.owner, delay=None, error="")
+
+        first, second, _ = racers.race(telling("1"), telling("2"), parking)
+
+        assert first + second == 1
+        assert kinds(store, name).count("StepCompleted") == 1
+        assert record(store, name).steps == ()
