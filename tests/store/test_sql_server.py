@@ -26,6 +26,7 @@ from tests.servers import free_port
 from tests.store.backends import SqlBackend
 from tests.store.invariants import check_invariants
 from tests.store.moves import (
+    again,
     begin,
     call,
     cancel,
@@ -88,19 +89,27 @@ def counted(store: SqlStore) -> Generator[list[str]]:
         event.remove(store._server.engine, "before_cursor_execute", note)
 
 
+class Costs:
+    """Counts the statements of verbs, by the names that a test gives them."""
+
+    def __init__(self, store: SqlStore) -> None:
+        self._store = store
+        self.found: dict[str, int] = {}
+
+    def __call__(self, name: str, act: Callable[[], Any]) -> Any:
+        with counted(self._store) as seen:
+            answer = act()
+        self.found[name] = len(seen)
+        return answer
+
+
 # -- what a verb costs -----------------------------------------------------------------------------------------------
 
 
 def test_each_verb_takes_these_statements_on_postgresql(on_postgresql: SqlBackend) -> None:
     store = on_postgresql._sql
     store.renew(["p1"])
-    found: dict[str, int] = {}
-
-    def count(name: str, act: Callable[[], Any]) -> Any:
-        with counted(store) as seen:
-            answer = act()
-        found[name] = len(seen)
-        return answer
+    count = Costs(store)
 
     count("start", lambda: store.start(new()))
     count("start that is repeated", lambda: store.start(new()))
@@ -132,7 +141,7 @@ def test_each_verb_takes_these_statements_on_postgresql(on_postgresql: SqlBacken
     count("runs", store.runs)
 
     # BEGIN and COMMIT come on top, but for start's look, renew, sweep without work, get, history and runs.
-    assert found == {
+    assert count.found == {
         "start": 2,
         "start that is repeated": 1,
         "take": 2,
@@ -156,6 +165,46 @@ def test_each_verb_takes_these_statements_on_postgresql(on_postgresql: SqlBacken
         "history": 1,
         "runs": 1,
     }
+
+
+def test_long_steps_and_long_runs_take_these_statements_on_postgresql(on_postgresql: SqlBackend) -> None:
+    store = on_postgresql._sql
+    limits = {"attempt_timeout": 60, "heartbeat_timeout": 60}
+    begin(store, step(1), step(2, options=limits))
+    count = Costs(store)
+
+    begun: Claim = count("claim under limits", lambda: claim(store, 2))
+    count("heartbeat", lambda: store.claim(begun.key, begun.owner, progress="1"))
+    count("wait for an outcome from outside", lambda: store.postpone(begun.key, begun.owner, delay=None, error=""))
+    count("outcome from outside", lambda: store.finish(begun.key, result(2), token=None))
+    ended = take(store)
+    outputs = [again(3)]
+
+    def commit() -> Any:
+        return store.commit(ended.lease, outputs, read=ended.run.length, waiting="", hold=False)
+
+    count("continue", commit)
+    count("continue that is repeated", commit)
+    signal(store, signal_key="seen")
+    more = take(store)
+    signal(store, signal_key="unseen")
+    last = [again(1, kept=(2,))]
+    count("continue with inputs", lambda: store.commit(more.lease, last, read=2, waiting="", hold=False))
+    count("claim of a step that is left", lambda: claim(store, 1))
+    count("history of an earlier run", lambda: store.history("w", run=1))
+
+    assert count.found == {
+        "claim under limits": 2,
+        "heartbeat": 2,
+        "wait for an outcome from outside": 2,
+        "outcome from outside": 2,
+        "continue": 3,
+        "continue that is repeated": 3,
+        "continue with inputs": 4,
+        "claim of a step that is left": 2,
+        "history of an earlier run": 1,
+    }
+    assert [len(store.history("w", run=run)) for run in (1, 2, 3)] == [5, 4, 3]
 
 
 # -- the schema ------------------------------------------------------------------------------------------------------
