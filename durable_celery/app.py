@@ -122,6 +122,9 @@ REDIS_SCHEMES = {
     "rediss+cluster": "rediss",
 }
 
+#: First parts of URL schemes of SQL databases; kombu's transport and Celery's backend put "sqla+" or "db+" before them.
+SQL_DIALECTS = {"postgresql", "postgres", "mysql", "mariadb", "sqlite"}
+
 
 def open_store(app: Celery, settings: Settings) -> Store:
     """Open the store that the settings name: ``durable_store``, else the broker or the result backend.
@@ -143,11 +146,16 @@ def open_store(app: Celery, settings: Settings) -> Store:
                 timing=timing_of(settings),
                 cluster=scheme.endswith("+cluster"),
             )
+        if scheme.removeprefix("sqla+").removeprefix("db+").partition("+")[0] in SQL_DIALECTS:
+            from durable_celery.store.sql import SqlStore
+
+            return SqlStore(first, namespace=settings.namespace, timing=timing_of(settings))
         if url == settings.store:
             break
     msg = (
-        "durable_celery needs a store for its histories. Set durable_store to a Redis or Valkey URL, such as "
-        f"redis://localhost:6379/0 (the broker is {app.connection_for_write().as_uri()})"
+        "durable_celery needs a store for its histories. Set durable_store to the URL of a Redis, Valkey or SQL "
+        "database, such as redis://localhost:6379/0 or postgresql+psycopg://localhost/shop (the broker is "
+        f"{app.connection_for_write().as_uri()})"
     )
     raise ConfigurationError(msg)
 

@@ -23,9 +23,9 @@ PREFIX = "durable_"
 class Settings:
     """All settings, without their prefix."""
 
-    #: URL of the store. Default: the broker's URL, or the result backend's, whichever is Redis.
+    #: URL of the store. Default: the broker's URL, or the result backend's, whichever is Redis or an SQL database.
     store: str = ""
-    #: All keys of this library begin with it; apps with other namespaces do not meet on one server.
+    #: All keys and tables of this library begin with it; apps with other namespaces do not meet on one server.
     namespace: str = "durable"
     #: Into how many hash slots runs are spread. More than 1 only for Redis Cluster; fixed once runs exist.
     shards: int = 1

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from tests.databases import Database, server_url, tables_at
 from tests.servers import (
     RedisCluster,
     RedisServer,
@@ -82,6 +83,27 @@ def rabbitmq_url() -> str:
         f"start one at {url} or set DURABLE_TEST_RABBITMQ_URL",
     )
     return url
+
+
+@pytest.fixture(scope="session")
+def sqlite_tables(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Database]:
+    """Give the tables of this test session in an SQLite file."""
+    with tables_at(f"sqlite:///{tmp_path_factory.mktemp('sqlite')}/durable.db") as database:
+        yield database
+
+
+@pytest.fixture(scope="session")
+def postgresql_tables() -> Iterator[Database]:
+    """Give the tables of this test session on PostgreSQL; without a server, skip (fail in CI)."""
+    with tables_at(server_url("postgresql")) as database:
+        yield database
+
+
+@pytest.fixture(scope="session")
+def mariadb_tables() -> Iterator[Database]:
+    """Give the tables of this test session on MariaDB; without a server, skip (fail in CI)."""
+    with tables_at(server_url("mariadb")) as database:
+        yield database
 
 
 @pytest.fixture

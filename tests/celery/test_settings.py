@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,6 +14,7 @@ from durable_celery.app import binding_of, open_store
 from durable_celery.settings import Settings
 from durable_celery.store.protocol import NewRun
 from durable_celery.store.redis import RedisStore
+from durable_celery.store.sql import SqlStore
 from tests.servers import RedisCluster
 
 
@@ -79,6 +81,26 @@ def test_without_any_redis_the_missing_store_is_named() -> None:
 @pytest.mark.parametrize("name", ["broker_url", "result_backend", "durable_store"])
 def test_the_store_is_the_setting_or_else_whichever_is_redis(redis_url: str, name: str) -> None:
     assert isinstance(binding_of(_app(**{name: redis_url})).store, RedisStore)
+
+
+@pytest.mark.parametrize(
+    ("name", "prefix"),
+    [("broker_url", "sqla+"), ("result_backend", "db+"), ("durable_store", ""), ("durable_store", "db+")],
+)
+def test_the_store_may_be_an_sql_database(tmp_path: Path, name: str, prefix: str) -> None:
+    app = _app(durable_namespace="mine", **{name: f"{prefix}sqlite:///{tmp_path}/x.db"})
+
+    store = binding_of(app).store
+
+    assert isinstance(store, SqlStore)
+    store.start(NewRun(workflow_id="w", name="flow", payload="[[],{}]", digest="d"))
+    assert {table.name for table in store._server.tables.metadata.sorted_tables} >= {"mine_runs", "mine_events"}
+
+
+@pytest.mark.parametrize("namespace", ["Shop", "shop-1"])
+def test_a_namespace_that_names_no_tables_is_refused_for_an_sql_database(tmp_path: Path, namespace: str) -> None:
+    with pytest.raises(ConfigurationError, match="cannot name tables"):
+        binding_of(_app(durable_namespace=namespace, durable_store=f"sqlite:///{tmp_path}/x.db"))
 
 
 def test_eager_mode_is_refused_at_a_start(redis_url: str) -> None:

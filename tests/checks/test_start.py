@@ -122,7 +122,8 @@ def test_eager_tasks_are_refused_at_the_caller(redis_url: str) -> None:
         ("durable_sweep_interval", 0, "the setting durable_sweep_interval is 0; it takes a positive number"),
         ("durable_namespace", "{a}", "the setting durable_namespace is '{a}'; it takes a name without spaces"),
         ("durable_allow", "pickle", "the setting durable_allow is 'pickle'; it takes a list of names"),
-        ("durable_store", "sqlite://", "Set durable_store to a Redis or Valkey URL"),
+        ("durable_store", "amqp://h//", "Set durable_store to the URL of a Redis, Valkey or SQL database"),
+        ("durable_store", "sqlite://", "durable_store is an SQLite database in memory"),
     ],
 )
 def test_wrong_settings_are_refused(
@@ -147,7 +148,8 @@ def test_store_that_does_not_answer_is_told(start_worker: Starter, redis_url: st
 def test_app_without_any_redis_is_told_to_name_one(start_worker: Starter) -> None:
     message = refusal(start_worker, "amqp://guest:guest@127.0.0.1:1//")
 
-    assert "durable_celery needs a store for its histories. Set durable_store to a Redis or Valkey URL" in message
+    assert "durable_celery needs a store for its histories" in message
+    assert "Set durable_store to the URL of a Redis, Valkey or SQL database" in message
     assert "guest:guest" not in message
 
 

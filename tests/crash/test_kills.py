@@ -16,6 +16,12 @@ from tests.sites import Site, check_history, repeats
 from tests.store.invariants import check_invariants
 from tests.waiting import wait_until
 
+#: Random kills are no poison, and what a killed worker had prefetched is sent again soon.
+SETTINGS: dict[str, Any] = {
+    "durable_lost_attempts": 10_000,
+    "durable_resend_after": 2.0,
+    "durable_resend_limit": 8.0,
+}
 KILLS = int(os.environ.get("DURABLE_CRASH_KILLS", "40"))
 STEPS = 6
 
@@ -25,15 +31,18 @@ STEPS = 6
 def test_random_kills_lose_no_run_and_record_no_step_twice(make_site: Callable[..., Site], broker: str) -> None:
     seed = int(os.environ.get("DURABLE_CRASH_SEED") or random.randrange(2**32))
     print(f"repeat with DURABLE_CRASH_SEED={seed} DURABLE_CRASH_KILLS={KILLS}")  # noqa: T201 - for a failure's report
+    survive(make_site(broker=broker, **SETTINGS), seed, KILLS)
+
+
+def survive(site: Site, seed: int, kills: int) -> None:
+    """Run workflows on a site while workers and pool children are killed, and prove what must be true in the end."""
     chance = random.Random(seed)
-    # Random kills are no poison, and what a killed worker had prefetched is sent again soon.
-    site = make_site(broker=broker, durable_lost_attempts=10_000, durable_resend_after=2.0, durable_resend_limit=8.0)
     for _ in range(2):
         site.worker(wait=False)
 
     handles: list[WorkflowHandle[Any]] = []
     groups = 0
-    for number in range(KILLS):
+    for number in range(kills):
         # One or two for each kill, so that there is work as long as there are kills.
         handles += [
             site.start("sequence", str(site.directory), STEPS, chance.choice([0.0, 0.02, 0.1]))
@@ -53,7 +62,7 @@ def test_random_kills_lose_no_run_and_record_no_step_twice(make_site: Callable[.
     again = sum(repeats(effects).values()) - len(repeats(effects))
     assert len({key for key, _, _ in effects}) == len(handles) * STEPS
     print(  # noqa: T201 - the figures are reported, not hidden
-        f"{KILLS} kills ({groups} of whole workers), seed {seed}: {len(handles)} runs, {len(handles) * STEPS} steps, "
+        f"{kills} kills ({groups} of whole workers), seed {seed}: {len(handles)} runs, {len(handles) * STEPS} steps, "
         f"0 lost, 0 recorded twice, {again} effects repeated"
     )
 

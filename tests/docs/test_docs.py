@@ -173,7 +173,15 @@ def test_concepts_has_every_verb(context: type) -> None:
 
 @pytest.mark.parametrize(
     "document",
-    ["README.md", "docs/quickstart.md", "docs/concepts.md", "docs/testing.md", "docs/changing.md", "docs/payloads.md"],
+    [
+        "README.md",
+        "docs/quickstart.md",
+        "docs/concepts.md",
+        "docs/stores.md",
+        "docs/testing.md",
+        "docs/changing.md",
+        "docs/payloads.md",
+    ],
 )
 def test_links_lead_somewhere(document: str) -> None:
     path = ROOT / document

@@ -14,10 +14,12 @@ import redis
 from durable_celery.store.memory import MemoryStore
 from durable_celery.store.protocol import Timing
 from durable_celery.testing.world import Clock, OpenStore
+from tests.databases import Database, server_url, tables_at
 from tests.servers import RedisServer
 from tests.simulation.monitor import Row
 from tests.simulation.redis_store import SimulatedRedisStore, TimedClient
 from tests.simulation.rules import RuledStore
+from tests.simulation.sql_store import SimulatedSqlStore, SqlPlace
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,5 +68,28 @@ def _redis() -> Generator[Place]:
         yield redis_at(server.start().url)
 
 
+def sql_at(database: Database) -> Place:
+    """Return the SQL store over some tables, which are emptied for each history."""
+    name = database.url.partition(":")[0].partition("+")[0]
+    return Place(name=name, make=SqlPlace(database).make, rows=SimulatedSqlStore.rows)
+
+
+@contextmanager
+def _sqlite() -> Generator[Place]:
+    with TemporaryDirectory() as directory, tables_at(f"sqlite:///{directory}/durable.db") as database:
+        yield sql_at(database)
+
+
+@contextmanager
+def _postgresql() -> Generator[Place]:
+    with tables_at(server_url("postgresql")) as database:
+        yield sql_at(database)
+
+
 #: What `--store` takes; each opens a place of its own.
-PLACES: dict[str, Callable[[], AbstractContextManager[Place]]] = {"memory": _memory, "redis": _redis}
+PLACES: dict[str, Callable[[], AbstractContextManager[Place]]] = {
+    "memory": _memory,
+    "redis": _redis,
+    "sqlite": _sqlite,
+    "postgresql": _postgresql,
+}

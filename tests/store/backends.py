@@ -8,10 +8,14 @@ from typing import Any, Protocol
 from uuid import uuid4
 
 import redis
+from sqlalchemy import delete, update
 
+from durable_celery.store.limits import KINDS
 from durable_celery.store.memory import MemoryStore
 from durable_celery.store.protocol import Store, Timing
 from durable_celery.store.redis import RedisStore
+from durable_celery.store.sql import SqlStore
+from tests.databases import Database
 
 #: Where the manual clock begins, in ms since 1970.
 EPOCH = 1_700_000_000_000
@@ -108,6 +112,42 @@ def _earlier(step: dict[str, Any], milliseconds: int) -> dict[str, Any]:
     if "ends" in moved:
         moved = {**moved, "ends": {kind: at - milliseconds for kind, at in moved["ends"].items()}}
     return moved
+
+
+class SqlBackend:
+    """An SQL store over tables that the whole session uses, emptied for each test.
+
+    The database's clock cannot be moved, so everything that has a due time is moved instead, as for Redis.
+    """
+
+    def __init__(self, database: Database, timing: Timing) -> None:
+        self._database, self._timing = database, timing
+        self._sql = self.another()
+        self.store: Store = self._sql
+        self.delete()
+
+    def advance(self, seconds: float) -> None:
+        tables, milliseconds = self._sql._server.tables, round(seconds * 1000)
+        times = (
+            (tables.runs, ("due_at", "past_until")),
+            (tables.commands, ("due_at", *(f"{kind}_at" for kind in KINDS), "next_at")),
+            (tables.owners, ("ends_at",)),
+        )
+        with self._sql._server.engine.begin() as connection:
+            for table, names in times:
+                connection.execute(update(table).values({name: table.c[name] - milliseconds for name in names}))
+            begins = tables.commands.c.not_before
+            connection.execute(update(tables.commands).where(begins > 0).values(not_before=begins - milliseconds))
+
+    def another(self) -> SqlStore:
+        return SqlStore(self._database.url, namespace=self._database.namespace, timing=self._timing)
+
+    def delete(self) -> None:
+        with self._sql._server.engine.begin() as connection:
+            tables = self._sql._server.tables
+            for table in (tables.events, tables.inputs, tables.commands, tables.runs, tables.owners):
+                connection.execute(delete(table))
+        self._sql.close()
 
 
 def server_client(url: str) -> Any:

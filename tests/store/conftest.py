@@ -11,7 +11,7 @@ import redis
 
 from durable_celery.store.protocol import Store, Timing
 from tests.servers import RedisCluster, RedisServer
-from tests.store.backends import Backend, MemoryBackend, RedisBackend, server_client
+from tests.store.backends import Backend, MemoryBackend, RedisBackend, SqlBackend, server_client
 from tests.store.invariants import check_invariants
 
 #: How many shards the store on the cluster has: two on each node.
@@ -30,7 +30,7 @@ def cluster_client(redis_cluster_servers: RedisCluster) -> redis.RedisCluster:
     return redis.RedisCluster(host="127.0.0.1", port=redis_cluster_servers.nodes[0].port, decode_responses=True)
 
 
-@pytest.fixture(params=["memory", "redis", "valkey", "cluster"])
+@pytest.fixture(params=["memory", "redis", "valkey", "cluster", "sqlite", "postgresql", "mariadb"])
 def backend(request: pytest.FixtureRequest, timing: Timing) -> Iterator[Backend]:
     """Give an empty store of each kind."""
     made = make_backend(request, timing)
@@ -49,6 +49,8 @@ def make_backend(request: pytest.FixtureRequest, timing: Timing) -> Backend:
     """Make the backend that the parameter names; only its server is started. Each has a namespace of its own."""
     if request.param == "memory":
         return MemoryBackend(timing)
+    if request.param in {"sqlite", "postgresql", "mariadb"}:
+        return SqlBackend(request.getfixturevalue(f"{request.param}_tables"), timing)
     if request.param == "cluster":
         cluster: RedisCluster = request.getfixturevalue("redis_cluster_servers")
         client: Any = request.getfixturevalue("cluster_client")

@@ -27,11 +27,13 @@ from durable_celery.events import (
     TimerFired,
     TimerStarted,
 )
+from durable_celery.store.limits import KINDS
 from durable_celery.store.memory import MemoryStore
 from durable_celery.store.memory_tables import key_of, place_of
 from durable_celery.store.protocol import PendingStep, RunRecord, StepKey, StepState, Store
 from durable_celery.store.redis import RedisStore
 from durable_celery.store.redis_replies import open_steps
+from durable_celery.store.sql import SqlStore
 
 #: kind, workflow id or process, place of a command as the memory store has it (its number, in the first run)
 Entry = tuple[str, str, int]
@@ -63,6 +65,8 @@ def snapshot(store: Store) -> Snapshot:
             process: {("step" if number else "run", name, number) for name, number in things}
             for process, things in store.held.items()
         }
+    elif isinstance(store, SqlStore):
+        ids, agenda, held = read_sql(store)
     else:
         assert isinstance(store, RedisStore)
         ids, agenda, held = _read_redis(store)
@@ -90,6 +94,20 @@ def _left(store: Store, name: str, newest: int) -> list[PendingStep]:
             )
             for place, step in store.run_table[name].steps.items()
             if key_of(name, place).run < newest
+        ]
+    if isinstance(store, SqlStore):
+        return [
+            PendingStep(
+                number=_place_of(row),
+                state=StepState(row["state"]),
+                attempt=row["attempt"],
+                lost=row["lost"],
+                owner=row["owner"],
+                error=row["error"],
+                due_at=row["not_before"] or None,
+            )
+            for row in raw_rows(store)["commands"]
+            if row["workflow_id"] == name and row["run"] < newest and row["state"] in set(StepState)
         ]
     assert isinstance(store, RedisStore)
     client: Any = store._server._connected()
@@ -150,6 +168,62 @@ def _read_redis(store: RedisStore) -> tuple[list[str], dict[Entry, int], dict[st
     assert set(logs) == kept, f"logs {sorted(logs)} without the runs that they are of, {sorted(kept)}"
     assert tables["open"] | tables["keys"] <= set(ids), "tables of runs that are no more"
     return ids, agenda, held
+
+
+def raw_rows(store: SqlStore) -> dict[str, list[dict[str, Any]]]:
+    """Return all rows of an SQL store, by the last part of their tables' names."""
+    tables = store._server.tables.metadata.sorted_tables
+    with store._server.engine.begin() as connection:
+        return {
+            table.name.rpartition("_")[2]: [dict(row._mapping) for row in connection.execute(table.select())]
+            for table in tables
+        }
+
+
+def read_sql(store: SqlStore) -> tuple[list[str], dict[Entry, int], dict[str, set[Entry]]]:
+    """Return the ids, the agenda and what is held, from the rows of an SQL store."""
+    rows = raw_rows(store)
+    ids = [row["workflow_id"] for row in rows["runs"]]
+    agenda: dict[Entry, int] = {("owner", row["process"], 0): row["ends_at"] for row in rows["owners"]}
+    held: dict[str, set[Entry]] = {}
+    for row in rows["runs"]:
+        if row["due_at"] is not None:
+            agenda["retention" if row["delivered"] else "run", row["workflow_id"], 0] = row["due_at"]
+        if row["process"] is not None:
+            held.setdefault(row["process"], set()).add(("run", row["workflow_id"], 0))
+    for row in rows["commands"]:
+        due = _due_in_sql(row)
+        agenda |= due
+        if row["process"] is not None:
+            held.setdefault(row["process"], set()).add(("step", row["workflow_id"], _place_of(row)))
+        assert row["next_at"] == min(due.values(), default=None)
+        assert row["state"] != "cancelled" or not due, "a mark that falls due"
+    for name in ("commands", "events", "inputs"):
+        assert {row["workflow_id"] for row in rows[name]} <= set(ids), f"{name} of runs that are no more"
+    logs = {(row["workflow_id"], row["run"]) for row in rows["events"]}
+    kept = {(row["workflow_id"], row["run"]) for row in rows["runs"]}
+    kept |= {(row["workflow_id"], row["run"]) for row in rows["commands"] if row["state"] == "log"}
+    assert logs == kept, f"logs {sorted(logs)} without the runs that they are of, {sorted(kept)}"
+    for row in (*rows["runs"], *rows["commands"]):
+        assert (row["owner"] or "").partition("#")[0] == (row["process"] or ""), "a process that is not its owner's"
+    return ids, agenda, held
+
+
+def _due_in_sql(row: dict[str, Any]) -> dict[Entry, int]:
+    """Return the entries of the agenda that a row of a command stands for."""
+    name, place = row["workflow_id"], _place_of(row)
+    due: dict[Entry, int] = {}
+    if row["state"] == "log":
+        due["retention", name, -row["run"]] = row["due_at"]
+    elif row["due_at"] is not None:
+        due["timer" if row["state"] == "timer" else "step", name, place] = row["due_at"]
+    if ends := [at for kind in KINDS if (at := row[f"{kind}_at"]) is not None]:
+        due["deadline", name, place] = min(ends)
+    return due
+
+
+def _place_of(row: dict[str, Any]) -> int:
+    return place_of(StepKey(workflow_id=row["workflow_id"], run=row["run"], number=row["number"]))
 
 
 def entry_of(member: str) -> Entry:

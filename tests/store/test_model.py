@@ -1,4 +1,4 @@
-"""The memory store as the model of the Redis store: both are driven by the same verbs and must answer the same.
+"""The memory store as the model of the others: both are driven by the same verbs and must answer the same.
 
 Hypothesis invents the story. Time stands still but for the steps of the story, which are so long that the milliseconds
 which pass on the real server do not matter.
@@ -12,6 +12,7 @@ from dataclasses import fields, is_dataclass
 from functools import partial
 from typing import Any
 
+import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
@@ -20,8 +21,9 @@ from durable_celery.errors import DurableError
 from durable_celery.events import CARRIED, CancelRequested, Event, StepFailed
 from durable_celery.policy import RetryPolicy
 from durable_celery.store.protocol import Claim, Committed, Lease, RunRecord, Store, Timing, Turn
+from tests.databases import Database
 from tests.servers import RedisServer
-from tests.store.backends import MemoryBackend, RedisBackend, server_client
+from tests.store.backends import Backend, MemoryBackend, RedisBackend, SqlBackend, server_client
 from tests.store.invariants import check_invariants
 from tests.store.moves import again, call, cancel, child, end, key, new, result, signal, step, timer
 
@@ -60,12 +62,13 @@ def plain(answer: object) -> object:
 class TwoStores(RuleBasedStateMachine):
     """A model, the store under test, and what clients and workers know of them."""
 
-    url: str
+    #: Gives an empty store of the kind under test.
+    make: Callable[[], Backend]
 
     def __init__(self) -> None:
         super().__init__()
         self.model = MemoryBackend(TIMING)
-        self.real = RedisBackend(server_client(self.url), lambda: server_client(self.url), TIMING)
+        self.real = type(self).make()
         self.clock = 0.0
         self.ends: dict[str, float] = {}
         self.leases: dict[str, tuple[Lease, int]] = {}
@@ -270,13 +273,22 @@ def _swept(store: Store) -> object:
 
 
 def test_redis_answers_as_the_memory_store_does(redis_server: RedisServer) -> None:
-    class Machine(TwoStores):
-        url = redis_server.start().url
+    url = redis_server.start().url
+    _compare(lambda: RedisBackend(server_client(url), lambda: server_client(url), TIMING), examples=40)
 
+
+@pytest.mark.parametrize(("database", "examples"), [("sqlite", 20), ("postgresql", 8), ("mariadb", 8)])
+def test_sql_answers_as_the_memory_store_does(request: pytest.FixtureRequest, database: str, examples: int) -> None:
+    tables: Database = request.getfixturevalue(f"{database}_tables")
+    _compare(lambda: SqlBackend(tables, TIMING), examples=examples)
+
+
+def _compare(make: Callable[[], Backend], *, examples: int) -> None:
+    machine = type("Machine", (TwoStores,), {"make": staticmethod(make)})
     run_state_machine_as_test(
-        Machine,
+        machine,
         settings=settings(
-            max_examples=40,
+            max_examples=examples,
             stateful_step_count=40,
             deadline=None,
             suppress_health_check=[HealthCheck.too_slow],

@@ -19,6 +19,7 @@ from durable_celery.events import (
 from durable_celery.store.protocol import Refusal, RunStatus, StepState, Store
 from tests.store.backends import Backend
 from tests.store.moves import (
+    PROCESS,
     begin,
     call,
     cancel,
@@ -109,6 +110,8 @@ def test_many_inputs_that_came_meanwhile_are_read_from_the_history(store: Store)
     taken = take(store)
     for number in range(250):
         signal(store, signal_key=str(number))
+        # On a slow disk all of them take longer than an owner lives.
+        store.renew([PROCESS])
 
     answer = store.commit(taken.lease, [step(1)], read=1, waiting="", hold=False)
 

@@ -13,7 +13,7 @@ import pytest
 from durable_celery.errors import StaleLeaseError, WorkflowClosedError, WorkflowConflictError
 from durable_celery.events import CancelRequested, Event, SignalReceived, TimerFired
 from durable_celery.policy import RetryPolicy
-from durable_celery.store.protocol import Claim, Committed, Refusal, Refused, RunMessage, StepKey, Store, Turn
+from durable_celery.store.protocol import Claim, Committed, Refusal, Refused, RunMessage, StepKey, Store, Timing, Turn
 from tests.store.backends import Backend
 from tests.store.invariants import snapshot
 from tests.store.moves import (
@@ -43,6 +43,12 @@ Act = Callable[[Store], Any]
 THREADS = 6
 #: How often two contenders meet.
 ROUNDS = 12
+
+
+@pytest.fixture
+def timing() -> Timing:
+    """Owners who live so long that a slow disk does not end them in the middle of a race."""
+    return Timing(owner_ttl=120.0)
 
 
 class Racers:

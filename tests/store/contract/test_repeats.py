@@ -13,7 +13,8 @@ from durable_celery.events import CancelRequested, Event, SignalReceived, StepFa
 from durable_celery.store.memory import MemoryStore
 from durable_celery.store.protocol import Claim, Committed, Store, Turn
 from durable_celery.store.redis import RedisStore
-from tests.store.invariants import Snapshot, raw_keys, snapshot
+from durable_celery.store.sql import SqlStore
+from tests.store.invariants import Snapshot, raw_keys, raw_rows, snapshot
 from tests.store.moves import (
     begin,
     cancel,
@@ -223,5 +224,8 @@ def _all_of(store: Store) -> object:
     if isinstance(store, RedisStore):
         raw = {name: value for name, value in raw_keys(store).items() if not name.endswith("}:owners")}
         return agenda, view.records, view.histories, view.held, raw
+    if isinstance(store, SqlStore):
+        rows = {name: found for name, found in raw_rows(store).items() if name != "owners"}
+        return agenda, view.records, view.histories, view.held, rows
     assert isinstance(store, MemoryStore)
     return copy.deepcopy((agenda, view.records, view.histories, view.held, store.run_table))

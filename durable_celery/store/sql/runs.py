@@ -1,0 +1,177 @@
+"""The longer verbs in the life of a run: its start, its inputs, the commits of its turns."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from durable_celery.errors import (
+    InboxFullError,
+    StaleLeaseError,
+    WorkflowClosedError,
+    WorkflowConflictError,
+    WorkflowNotFoundError,
+)
+from durable_celery.events import (
+    CancelRequested,
+    CommandCancelled,
+    Event,
+    RunCancelled,
+    RunCompleted,
+    RunContinued,
+    RunFailed,
+    RunStarted,
+    TimerFired,
+    encode,
+)
+from durable_celery.store.protocol import Appended, Committed, Lease, NewRun, RunStatus, Started, Turn
+from durable_celery.store.sql import rules
+from durable_celery.store.sql.continuing import continue_run, ends_with, length_before
+from durable_celery.store.sql.desk import PAGE
+from durable_celery.store.sql.rules import TIMER, milliseconds, run_message, storable, wake
+from durable_celery.store.sql.tables import RunRow
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from durable_celery.store.sql.desk import Desk
+
+__all__ = ["append", "commit", "start", "turn_of"]
+
+_ENDS = RunCompleted | RunFailed | RunCancelled
+
+
+def start(desk: Desk, new: NewRun) -> Started:
+    """See :meth:`Store.start`."""
+    run = desk.read(new.workflow_id)
+    if run is not None:
+        if (run.name, run.digest) != (new.name, new.digest):
+            raise WorkflowConflictError(new.workflow_id, f"{run.name} ({run.digest})", f"{new.name} ({new.digest})")
+        begins = run.status == RunStatus.PENDING and run.gate != "shut"
+        return Started(created=False, message=run_message(run) if begins else None)
+    run = RunRow(
+        workflow_id=new.workflow_id,
+        name=new.name,
+        digest=new.digest,
+        parent=new.parent,
+        envelope=new.envelope,
+        created_at=desk.now,
+        status=RunStatus.PENDING.value,
+    )
+    desk.create(run)
+    start_at = desk.now + milliseconds(new.delay) if new.delay else None
+    expires_at = None if new.expires is None else desk.now + milliseconds(new.expires)
+    first = RunStarted(
+        payload=new.payload,
+        name=new.name,
+        version=new.version,
+        start_at=start_at,
+        expires_at=expires_at,
+        parent=new.parent,
+    )
+    desk.append(run, encode(first))
+    message = None
+    if start_at is None:
+        message = wake(desk, run)
+    else:
+        run.gate = "shut"
+        rules.put_timer(desk, run, 0, start_at)
+    # A start that raced with this one makes the write fail, and all is done again.
+    desk.write()
+    return Started(created=True, message=message)
+
+
+def append(desk: Desk, workflow_id: str, event: Event, key: str, room: int) -> Appended:
+    """See :meth:`Store.append`."""
+    run, was_accepted = desk.lock(workflow_id, key=key)
+    if run is None:
+        raise WorkflowNotFoundError(workflow_id)
+    timer = None
+    if isinstance(event, TimerFired):
+        timer = desk.command((workflow_id, run.run, event.number))
+        was_accepted = run.gate == "open" if not event.number else timer is None or timer.state != TIMER
+    if was_accepted or (isinstance(event, CancelRequested) and run.cancel_requested):
+        message = wake(desk, run, again=True)
+        desk.write()
+        return Appended(added=False, message=message)
+    if rules.is_closed(run):
+        if (
+            not isinstance(event, TimerFired)
+            and desk.ask(desk.statements.read_key, workflow_id=workflow_id, key=key).scalar()
+        ):
+            # Accepted while we waited for the lock, and the run has ended since.
+            return Appended(added=False, message=None)
+        raise WorkflowClosedError(workflow_id, RunStatus(run.status))
+    if 0 < room <= (unread := run.length - run.read_to):
+        raise InboxFullError(workflow_id, unread)
+    if not isinstance(event, TimerFired):
+        desk.note_key(workflow_id, key)
+    elif not event.number:
+        run.gate = "open"
+    if timer is not None:
+        desk.drop(timer)
+    run.cancel_requested |= isinstance(event, CancelRequested)
+    desk.append(run, encode(event))
+    message = wake(desk, run)
+    desk.write()
+    return Appended(added=True, message=message)
+
+
+def turn_of(desk: Desk, run: RunRow, known: int, length: int) -> Turn:
+    """Write, and return the turn of the run's new owner; ``length`` is that of the history before this transaction."""
+    page = desk.write((run.workflow_id, run.run, known, length) if known < length else None)
+    return rules.turn(run, (*page, *desk.appended(run, known))[:PAGE], desk.now)
+
+
+def commit(desk: Desk, lease: Lease, outputs: Sequence[Event], *, read: int, waiting: str, hold: bool) -> Committed:
+    """See :meth:`Store.commit`."""
+    run, _ = desk.lock(lease.workflow_id)
+    end = outputs[-1] if outputs and isinstance(outputs[-1], RunContinued) else None
+    if run is not None and end is not None and (length := length_before(desk, run, lease, outputs, read)):
+        return Committed(events=(), length=length, held=False, now=desk.now)
+    if run is not None and end is None and _is_repeated(desk, run, lease, outputs, read):
+        page = desk.events((run.workflow_id, run.run, read, run.read_to - len(outputs)))
+        return Committed(events=page, length=run.read_to, held=run.owner is not None, now=desk.now)
+    if run is None or not _may_write(run, lease, outputs, read):
+        raise StaleLeaseError(_stale_story(run, lease, read))
+    if any(isinstance(event, _ENDS | RunContinued | CommandCancelled) for event in outputs):
+        desk.read_commands(run.workflow_id)
+    base = run.length
+    for event in outputs:
+        desk.append(run, encode(event))
+        rules.follow(desk, run, event)
+    if end is not None:
+        length = run.length
+        continue_run(desk, run, end, read, base)
+        desk.write()
+        return Committed(events=(), length=length, held=False, now=desk.now)
+    if not rules.is_closed(run):
+        run.status = (RunStatus.PENDING if run.gate == "shut" else RunStatus.RUNNING).value
+        run.waiting = storable(waiting)
+    run.read_to, run.failures, run.reason = run.length, 0, ""
+    desk.touch(run)
+    held = hold or (base > read and not rules.is_closed(run))
+    if not held:
+        rules.give_back(desk, run)
+        wake(desk, run)
+    events = desk.write((run.workflow_id, run.run, read, base) if base > read else None)
+    return Committed(events=events, length=run.length, held=held, now=desk.now)
+
+
+def _is_repeated(desk: Desk, run: RunRow, lease: Lease, outputs: Sequence[Event], read: int) -> bool:
+    """Whether this commit has taken effect and comes again: its outputs are the last that were committed."""
+    if not outputs or run.token != lease.token or run.owner not in {None, lease.owner}:
+        return False
+    return read <= run.read_to - len(outputs) and ends_with(desk, run, run.run, run.read_to, outputs)
+
+
+def _may_write(run: RunRow, lease: Lease, outputs: Sequence[Event], read: int) -> bool:
+    if (run.token, run.owner) != (lease.token, lease.owner):
+        return False
+    return not outputs or not (rules.is_closed(run) or read < run.read_to)
+
+
+def _stale_story(run: RunRow | None, lease: Lease, read: int) -> str:
+    found = "is not in the store"
+    if run is not None:
+        found = f"has token {run.token}, owner {run.owner} and was read up to {run.read_to}"
+    return f"lease {lease.token} of {lease.owner} is stale: workflow {lease.workflow_id!r} {found}, not {read}"

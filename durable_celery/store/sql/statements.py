@@ -1,0 +1,294 @@
+"""What the store asks its database: the same on all databases, but for their clocks and for what a lock covers.
+
+Statements are built once for each store, and SQLAlchemy compiles each once. How changes are written stands in
+:mod:`.writing`.
+"""
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy import (
+    Integer,
+    and_,
+    bindparam,
+    delete,
+    exists,
+    func,
+    null,
+    or_,
+    select,
+    true,
+    union,
+    update,
+)
+
+from durable_celery.store.sql.dialects import clock
+from durable_celery.store.sql.tables import CommandRow, RunRow
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from sqlalchemy import ColumnElement, Select, Table
+
+    #: A select of any columns.
+    Query = Select[*tuple[Any, ...]]
+
+    from durable_celery.store.sql.tables import Tables
+
+__all__ = ["Statements"]
+
+
+class Statements:
+    """The SQL over one set of tables, for one kind of database.
+
+    Args:
+        tables: The tables.
+        dialect: ``postgresql``, ``mysql``, ``mariadb`` or ``sqlite``.
+        now: The clock, where it is not the database's (simulations).
+    """
+
+    def __init__(self, tables: Tables, dialect: str, now: ColumnElement[int] | None = None) -> None:
+        self.tables, self.dialect = tables, dialect
+        self.now = clock(dialect) if now is None else now
+        self.began = clock(dialect, moves=False) if now is None else now
+
+    # -- reading and locking -----------------------------------------------------------------------------------------
+
+    @cached_property
+    def read_run(self) -> Query:
+        """A run with the clock and the end of its owner. Takes workflow_id."""
+        return self._run.where(self.tables.runs.c.workflow_id == bindparam("workflow_id"))
+
+    @cached_property
+    def read_start(self) -> Query:
+        """The clock, and a run if there is one, without a lock. Takes workflow_id."""
+        runs = self.tables.runs
+        clock_row = select(self.now.label("now")).subquery()
+        columns = [runs.c[name].label(f"run_{name}") for name in RunRow.names()]
+        joined = clock_row.outerjoin(runs, runs.c.workflow_id == bindparam("workflow_id"))
+        return select(*columns, clock_row.c.now, null().label("owner_ends")).select_from(joined)
+
+    @cached_property
+    def lock_run(self) -> Query:
+        """The same under its lock, with the end of ``mine`` and whether the input ``key`` was accepted."""
+        found = self.read_run.add_columns(self._ends_of(bindparam("mine"), "mine_ends"), self._accepted)
+        return found.with_for_update(of=self._of(self.tables.runs))
+
+    @cached_property
+    def read_key(self) -> Query:
+        """Whether an input was accepted. Takes workflow_id and key."""
+        return select(self._accepted)
+
+    @cached_property
+    def lock_command(self) -> Query:
+        """A run and a command under lock, with the event that scheduled it. Takes execution and number as well."""
+        runs, commands = self.tables.runs, self.tables.commands
+        found = self._with_commands(self.read_run).where(self._is_named)
+        found = found.add_columns(self._ends_of(bindparam("mine"), "mine_ends"))
+        return found.with_for_update(of=self._of(runs, commands))
+
+    @cached_property
+    def read_commands(self) -> Query:
+        """All commands of a workflow's present run, with the events that scheduled them."""
+        return self._with_commands(self.read_run, newest=True)
+
+    @cached_property
+    def read_command(self) -> Query:
+        """A command of any run. Takes workflow_id, execution and number."""
+        return self._with_commands(self.read_run).where(self._is_named)
+
+    @cached_property
+    def read_all(self) -> Query:
+        """A run with all its commands, or with none: the record as people see it."""
+        return self._with_commands(self.read_run, newest=True, isouter=True).order_by(self.tables.commands.c.number)
+
+    @cached_property
+    def read_events(self) -> Query:
+        """A page of a history."""
+        events = self.tables.events
+        return (
+            select(events.c.seq, events.c.at, events.c.header, events.c.payload)
+            .where(
+                events.c.workflow_id == bindparam("page_id"),
+                events.c.run == bindparam("page_run"),
+                events.c.seq > bindparam("page_after"),
+                events.c.seq <= bindparam("page_last"),
+            )
+            .order_by(events.c.seq)
+        )
+
+    @cached_property
+    def read_inputs(self) -> Query:
+        """Events of a history by their seqs, and those between two. Takes page_id, page_run, kept, after and last."""
+        events = self.tables.events
+        is_new = and_(events.c.seq > bindparam("after"), events.c.seq <= bindparam("last"))
+        return select(events.c.seq, events.c.at, events.c.header, events.c.payload).where(
+            events.c.workflow_id == bindparam("page_id"),
+            events.c.run == bindparam("page_run"),
+            or_(events.c.seq.in_(bindparam("kept", expanding=True)), is_new),
+        )
+
+    @cached_property
+    def history(self) -> Query:
+        """A page of a history. Takes workflow_id, execution (None is the present run), after and last."""
+        runs, events = self.tables.runs, self.tables.events
+        execution = func.coalesce(bindparam("execution", type_=Integer), runs.c.run)
+        joined = runs.join(events, and_(events.c.workflow_id == runs.c.workflow_id, events.c.run == execution))
+        return (
+            select(events.c.seq, events.c.at, events.c.header, events.c.payload)
+            .select_from(joined)
+            .where(
+                runs.c.workflow_id == bindparam("workflow_id"),
+                events.c.seq > bindparam("after"),
+                events.c.seq <= bindparam("last"),
+            )
+            .order_by(events.c.seq)
+        )
+
+    def runs(self, *, status: str | None, name: str | None, place: tuple[int, str] | None, limit: int) -> Query:
+        """Return the newest runs after a place in the list."""
+        runs = self.tables.runs
+        found = self._run.order_by(runs.c.created_at.desc(), runs.c.workflow_id.desc()).limit(limit)
+        if status is not None:
+            found = found.where(runs.c.status == status)
+        if name is not None:
+            found = found.where(runs.c.name == name)
+        if place is not None:
+            created_at, workflow_id = place
+            is_same = and_(runs.c.created_at == created_at, runs.c.workflow_id < workflow_id)
+            found = found.where(runs.c.created_at <= created_at, or_(runs.c.created_at < created_at, is_same))
+        return found
+
+    # -- what falls due ----------------------------------------------------------------------------------------------
+
+    @cached_property
+    def look(self) -> Query:
+        """The clock, and when the first of each kind falls due; and the first that is not due yet."""
+        runs, commands, owners = self.tables.runs, self.tables.commands, self.tables.owners
+        columns = {"runs": runs.c.due_at, "commands": commands.c.next_at, "owners": owners.c.ends_at}
+        firsts = [select(func.min(column)).scalar_subquery().label(name) for name, column in columns.items()]
+        nexts = [
+            select(func.min(column)).where(column > self.began).scalar_subquery().label(f"next_{name}")
+            for name, column in columns.items()
+        ]
+        return select(self.began.label("now"), *firsts, *nexts)
+
+    @cached_property
+    def lock_due_runs(self) -> Query:
+        """The runs that are due and that nobody else works on. Takes until and limit."""
+        runs = self.tables.runs
+        found = self._run.where(runs.c.due_at <= bindparam("until")).order_by(runs.c.due_at).limit(_limit())
+        return found.with_for_update(of=self._of(runs), skip_locked=True)
+
+    @cached_property
+    def lock_due_commands(self) -> Query:
+        """The commands that are due, with their runs, and that nobody else works on. Takes until and limit."""
+        runs, commands = self.tables.runs, self.tables.commands
+        found = self._with_commands(self._run).where(commands.c.next_at <= bindparam("until"))
+        found = found.order_by(commands.c.next_at).limit(_limit())
+        return found.with_for_update(of=self._of(runs, commands), skip_locked=True)
+
+    # -- owners ------------------------------------------------------------------------------------------------------
+
+    @cached_property
+    def owners(self) -> Query:
+        """All known processes, with the clock: one row without a process where there is none."""
+        owners = self.tables.owners
+        clock_row = select(self.began.label("now")).subquery()
+        joined = clock_row.outerjoin(owners, true())
+        return select(clock_row.c.now, owners.c.process, owners.c.ends_at).select_from(joined)
+
+    @cached_property
+    def read_owner(self) -> Query:
+        """When a process expires."""
+        owners = self.tables.owners
+        return select(owners.c.ends_at).where(owners.c.process == bindparam("process"))
+
+    @cached_property
+    def lock_owner(self) -> Query:
+        """The same under its lock: nobody puts anything into the hands of the process, nor renews it."""
+        owners = self.tables.owners
+        found = select(owners.c.ends_at, self.now.label("now")).where(owners.c.process == bindparam("process"))
+        return found.with_for_update()
+
+    @cached_property
+    def held_ids(self) -> Any:
+        """The runs of which a process holds anything, in the order in which they are locked."""
+        runs, commands = self.tables.runs, self.tables.commands
+        mine: Any = bindparam("process")
+        return union(
+            select(runs.c.workflow_id).where(runs.c.process == mine),
+            select(commands.c.workflow_id).where(commands.c.process == mine),
+        ).order_by("workflow_id")
+
+    @cached_property
+    def lock_runs(self) -> Query:
+        """Runs under lock, in the order of their ids."""
+        runs = self.tables.runs
+        found = self._run.where(runs.c.workflow_id.in_(bindparam("ids", expanding=True)))
+        return found.order_by(runs.c.workflow_id).with_for_update(of=self._of(runs))
+
+    @cached_property
+    def held_commands(self) -> Query:
+        """The steps that a process has claimed, with their runs."""
+        found = self._with_commands(self._run)
+        return found.where(self.tables.commands.c.process == bindparam("process"))
+
+    @cached_property
+    def forget_owner(self) -> Any:
+        """Forget a process."""
+        owners = self.tables.owners
+        return delete(owners).where(owners.c.process == bindparam("process"))
+
+    @cached_property
+    def expire_owners(self) -> Any:
+        """Let processes expire. Takes ends_at and processes."""
+        owners = self.tables.owners
+        gone = owners.c.process.in_(bindparam("processes", expanding=True))
+        return update(owners).where(gone).values(ends_at=bindparam("ends"))
+
+    # -- parts -------------------------------------------------------------------------------------------------------
+
+    @cached_property
+    def _run(self) -> Query:
+        runs = self.tables.runs
+        columns = [runs.c[name].label(f"run_{name}") for name in RunRow.names()]
+        return select(*columns, self.now.label("now"), self._ends_of(runs.c.process, "owner_ends"))
+
+    @property
+    def _accepted(self) -> Any:
+        inputs = self.tables.inputs
+        mine = exists().where(inputs.c.workflow_id == bindparam("workflow_id"), inputs.c.input_key == bindparam("key"))
+        return mine.label("accepted")
+
+    @property
+    def _is_named(self) -> Any:
+        commands = self.tables.commands
+        return and_(commands.c.run == bindparam("execution"), commands.c.number == bindparam("number"))
+
+    def _with_commands(self, found: Query, *, newest: bool = False, isouter: bool = False) -> Query:
+        runs, commands, events = self.tables.runs, self.tables.commands, self.tables.events
+        columns = [commands.c[name].label(f"command_{name}") for name in CommandRow.names()]
+        is_its = and_(
+            events.c.workflow_id == runs.c.workflow_id, events.c.run == commands.c.run, events.c.seq == commands.c.seq
+        )
+        is_of = [commands.c.workflow_id == runs.c.workflow_id]
+        if newest:
+            is_of.append(commands.c.run == runs.c.run)
+        joined = runs.join(commands, and_(*is_of), isouter=isouter)
+        joined = joined.outerjoin(events, is_its)
+        return found.add_columns(*columns, events.c.at, events.c.header, events.c.payload).select_from(joined)
+
+    def _ends_of(self, process: Any, name: str) -> Any:
+        owners = self.tables.owners.alias()
+        return select(owners.c.ends_at).where(owners.c.process == process).scalar_subquery().label(name)
+
+    def _of(self, *tables: Table) -> Sequence[Table] | None:
+        # MariaDB locks what it reads; on the others the rows that are only looked at stay free.
+        return tables if self.dialect == "postgresql" else None
+
+
+def _limit() -> Any:
+    return bindparam("limit", type_=Integer)
