@@ -63,6 +63,14 @@ def sent(store: Store) -> list[str]:
     return sorted(told) or [one.workflow_id for one in messages if isinstance(one, RunMessage)]
 
 
+def test_next_run_is_of_the_version_that_the_code_says(store: Store) -> None:
+    store.start(new(version=3))
+    turn(store, replace(again(1), version=3), hold=True)
+    first = events(store)[0]
+    assert isinstance(first, RunStarted)
+    assert first.version == 3
+
+
 def test_next_run_begins_with_the_new_arguments(store: Store) -> None:
     store.start(new(parent="p/1.7"))
 
