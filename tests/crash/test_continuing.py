@@ -15,6 +15,7 @@ from tests.store.invariants import check_invariants
 from tests.waiting import wait_until
 
 KILLS, RUNS, ROUNDS = 8, 6, 4
+SETTINGS = {"durable_lost_attempts": 10_000, "durable_resend_after": 2.0, "durable_resend_limit": 8.0}
 
 
 @pytest.mark.slow
@@ -22,8 +23,11 @@ KILLS, RUNS, ROUNDS = 8, 6, 4
 def test_kills_between_two_runs_lose_no_round_and_no_signal(make_site: Callable[..., Site], broker: str) -> None:
     seed = random.randrange(2**32)
     print(f"seed {seed}")  # noqa: T201 - for a failure's report
-    chance = random.Random(seed)
-    site = make_site(broker=broker, durable_lost_attempts=10_000, durable_resend_after=2.0, durable_resend_limit=8.0)
+    survive_continuing(make_site(broker=broker, **SETTINGS), random.Random(seed))
+
+
+def survive_continuing(site: Site, chance: random.Random) -> None:
+    """Kill workers again and again while runs continue as the next ones, and count what was done."""
     for _ in range(2):
         site.worker(wait=False)
 

@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 import pytest
 
+from tests.crash.test_continuing import survive_continuing
 from tests.crash.test_kills import SETTINGS, survive
 from tests.databases import Database
 from tests.sites import Site
@@ -27,3 +28,15 @@ def test_random_kills_lose_no_run_and_record_no_step_twice(
     print(f"repeat with DURABLE_CRASH_SEED={seed} DURABLE_CRASH_KILLS={KILLS}")  # noqa: T201 - for a failure's report
 
     survive(make_site(tables, rabbitmq_url, **SETTINGS), seed, KILLS)
+
+
+@pytest.mark.crash
+@pytest.mark.slow
+@pytest.mark.timeout(240)
+def test_kills_between_two_runs_lose_no_round_and_no_signal(
+    make_site: Callable[..., Site], rabbitmq_url: str, postgresql_tables: Database
+) -> None:
+    seed = random.randrange(2**32)
+    print(f"seed {seed}")  # noqa: T201 - for a failure's report
+
+    survive_continuing(make_site(postgresql_tables, rabbitmq_url, **SETTINGS), random.Random(seed))

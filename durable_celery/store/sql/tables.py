@@ -1,7 +1,7 @@
 """The tables of one namespace, and the rows that a transaction holds in its hands.
 
 =============  ==========================================================================================
-``_runs``      one row for each run; whoever changes anything of a run locks its row first
+``_runs``      one row for each workflow id, of its newest run; whoever changes anything of it locks that row first
 ``_events``    the histories: one row for each event, never changed
 ``_commands``  what is open: steps without an outcome, timers, marks of steps that the workflow cancelled, and, under
                the number 0, of the logs of earlier runs until they go

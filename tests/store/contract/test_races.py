@@ -541,3 +541,39 @@ def test_an_outcome_from_outside_and_the_continuation_leave_it_in_the_old_log_or
         assert old.count("StepCompleted") == recorded
         assert kinds(store, name) == ["RunStarted"]
         assert snapshot(store).left[name] == []
+
+
+# -- runs that go on as the next one -----------------------------------------------------------------------------------
+
+
+def test_whatever_races_with_a_continuation_is_in_the_old_run_or_in_the_new_one(store: Store, racers: Racers) -> None:
+    for number in range(ROUNDS):
+        name = f"again-{number}"
+        begin(store, step(1), step(2), step(3), workflow_id=name)
+        ending, parked = claim(store, 1, workflow_id=name), claim(store, 3, workflow_id=name)
+        taken = take(store, name)
+
+        def parking(other: Store, begun: Claim = parked) -> bool:
+            return other.postpone(begun.key, begun.owner, delay=None, error="")
+
+        went_on, done, begun, was_added, was_parked = racers.race(
+            committing(taken, again(4), read=taken.run.length),
+            finishing(ending),
+            claiming(key(2, name)),
+            adding(name, SignalReceived(name="go"), "go"),
+            parking,
+        )
+
+        assert (went_on.held, was_added, was_parked) == (False, True, True)
+        assert isinstance(begun, Claim)
+        assert begun.scheduled == step(2)
+        old, later = kinds_of_run(store, name, 1), kinds_of_run(store, name, 2)
+        assert old.count("StepCompleted") == done.recorded
+        assert (len(old), old[-1]) == (went_on.length, "RunContinued")
+        assert later == ["RunStarted", "SignalReceived"]
+        assert record(store, name).steps == ()
+        assert refused(store.claim(parked.key, parked.owner, progress="")).reason is Refusal.FINISHED
+
+
+def kinds_of_run(store: Store, name: str, run: int) -> list[str]:
+    return [type(item.event).__name__ for item in store.history(name, run=run)]
