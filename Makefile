@@ -5,7 +5,7 @@ PYTHON ?= python3
 # More words for pytest: make test TEST_ARGS="-k signal -x". Most tests wait for workers, so two files go side by side,
 # each with servers of its own.
 TEST_ARGS ?=
-TEST_JOBS ?= 2
+TEST_JOBS ?= 3
 BENCH_ARGS ?=
 
 VENV := .venv
@@ -40,7 +40,7 @@ simulate: $(DEV_READY)
 
 # Every fault of the catalogue on real workers and servers, the long ones as well.
 chaos: $(DEV_READY)
-	$(BIN)/python -m pytest -m "chaos or not chaos" tests/chaos tests/crash tests/pools $(TEST_ARGS)
+	$(BIN)/python -m pytest -m "chaos or not chaos" tests/chaos tests/crash tests/pools tests/sql $(TEST_ARGS)
 
 # Random programs on real workers and servers under all faults; a seed of its own, unless one is given.
 # make soak MINUTES=30 SEED=7 BROKER=rabbitmq

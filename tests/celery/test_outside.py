@@ -279,7 +279,7 @@ def test_an_answer_that_cannot_be_recorded_is_refused_and_another_may_follow(des
 def test_a_signal_cannot_pass_for_an_answer(desk: Desk) -> None:
     run = desk.environment.start(desk.pay, "o-1")
 
-    with pytest.raises(InvalidRequestError, match="the library's own"):
+    with pytest.raises(InvalidRequestError, match="are reserved"):
         run.signal("durable:callback:1.1", {"value": "forged"})
     assert desk.signals(run) == []
 

