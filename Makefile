@@ -2,7 +2,7 @@
 .PHONY: demo test lint bench simulate chaos soak audit lock clean
 
 PYTHON ?= python3
-# More words for pytest: make test TEST_ARGS="-k signal -x". Most tests wait for workers, so two files go side by side,
+# More words for pytest: make test TEST_ARGS="-k signal -x". Most tests wait for workers, so three files go side by side,
 # each with servers of its own.
 TEST_ARGS ?=
 TEST_JOBS ?= 3

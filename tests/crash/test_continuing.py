@@ -35,10 +35,14 @@ def survive_continuing(site: Site, chance: random.Random) -> None:
     for handle in handles:
         for number in range(ROUNDS):
             handle.signal("round", 100 + number, key=f"{number}")
+
+    def is_over() -> bool:
+        return all(handle.describe().status.is_closed for handle in handles)
+
     for _ in range(KILLS):
-        if all(handle.describe().status.is_closed for handle in handles):
+        if is_over():
             break
-        kill_somebody(site, chance)
+        kill_somebody(site, chance, is_over=is_over)
     site.wait_all(handles, timeout=120, tend=site.supervise)
     wait_until(lambda: all(handle.describe().delivered for handle in handles), 60, site.story)
 

@@ -67,14 +67,17 @@ def survive(site: Site, seed: int, kills: int) -> None:
     )
 
 
-def kill_somebody(site: Site, chance: random.Random) -> bool:
-    """Kill a whole worker or one of its children when a few more steps have run; tell whether it was a worker."""
+def kill_somebody(site: Site, chance: random.Random, *, is_over: Callable[[], bool] = lambda: False) -> bool:
+    """Kill a whole worker or one of its children when a few more steps have run; tell whether it was a worker.
+
+    Where all has ended meanwhile, no more steps come: then somebody is killed all the same.
+    """
     victim = chance.choice(site.workers)
     wanted = len(site.notes("effects")) + chance.randint(1, 6)
 
     def has_come() -> bool:
         site.supervise()
-        return " ready." in victim.log and len(site.notes("effects")) >= wanted
+        return " ready." in victim.log and (len(site.notes("effects")) >= wanted or is_over())
 
     wait_until(has_come, 60, site.story)
     if chance.random() < 0.5:

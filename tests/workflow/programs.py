@@ -523,7 +523,8 @@ def canonical(run: Run) -> list[str]:
             payload = json.dumps({**form, "traceback": ""})
         counted: Output = replace(event, cause=ordinal[event.cause], payload=payload)
         if isinstance(counted, RunContinued):
-            counted = replace(counted, kept=[ordinal[seq] for seq in counted.kept])
+            # What came after the code had ended is named here or added by the store, as the batches were.
+            counted = replace(counted, kept=[ordinal[seq] for seq in counted.kept if seq <= event.cause])
         name = getattr(event, "task", getattr(event, "name", ""))
         lines.append(f"{event.number} {name}" if name in SECRET else encode(counted))
     return lines
