@@ -71,7 +71,8 @@ class Chaos:
             cache_size=shape.pick((100, 0, 1)),
             patience=shape.pick((5.0, 0.0, 0.0)),
             go_on=shape.pick((True, True, False)),
-            lost_attempts=60,
+            # Where kills are the only trouble, a step may lose dozens of processes.
+            lost_attempts=10_000,
             make_store=self.place.make,
         )
         world.watch.witness = self._witness

@@ -19,7 +19,7 @@ from tests.simulation.system import AskAgain, System
 from tests.simulation.verbs import TWICE, VERBS, play_awaiting, play_blocking
 
 #: So many attempts are allowed that chance does not use them up.
-POLICY = RetryPolicy(initial_interval=0.5, maximum_interval=4, maximum_attempts=60)
+POLICY = RetryPolicy(initial_interval=0.5, maximum_interval=4, maximum_attempts=10_000)
 
 
 class RevokedError(Exception):
