@@ -73,9 +73,7 @@ def record(path: str, status: str, text: str = "") -> None:
 @cache
 def database() -> Engine:
     """Connect once in each process of the worker, on first use: connections do not survive a fork."""
-    engine = create_engine(DATABASE_URL)
-    Base.metadata.create_all(engine)
-    return engine
+    return create_engine(DATABASE_URL)
 
 
 PATIENT = RetryPolicy(initial_interval=0.3, maximum_attempts=8, non_retryable=(UnreadableError,))
@@ -99,6 +97,8 @@ def main() -> None:
 
     with Stage(app, "files") as stage, OcrService(outages=2) as service:
         url = f"sqlite:///{stage.folder / 'files.db'}"
+        # Tables are made once, before there are workers: two that make them at the same time stand in each other's way.
+        Base.metadata.create_all(create_engine(url))
         letter, scribble = stage.folder / "letter.txt", stage.folder / "scribble.txt"
         letter.write_text("dear customer")
         scribble.write_text("???")
