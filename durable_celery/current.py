@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from celery import current_task
 
 from durable_celery.codec import Codec
-from durable_celery.engine.progress import progress_place, progress_text
+from durable_celery.engine.progress import progress_text
 from durable_celery.errors import CodecError, CompleteLater, StepCancelled, StoreUnavailableError
 from durable_celery.store.protocol import Refusal
 
@@ -159,7 +159,7 @@ class Pulse:
         claim = self._claim
         if self._text is None and claim.progress is None:
             return None
-        text = self._text or self._engine.codec.open(claim.progress, progress_place(claim.key))
+        text = self._text or self._engine.codec.open(claim.progress, claim.key.place("progress"))
         return Codec().decode(text)
 
     def _write(self) -> None:
@@ -167,7 +167,7 @@ class Pulse:
             return
         text = None if self._is_written else self._text
         try:
-            sealed = self._engine.codec.seal(text, progress_place(self._claim.key)) if text else ""
+            sealed = self._engine.codec.seal(text, self._claim.key.place("progress")) if text else ""
             self.refusal = self._engine.beat_step(self._claim, sealed)
         except (StoreUnavailableError, CodecError) as error:
             # A step does not fail because its progress cannot be saved: the next heartbeat tries again.

@@ -167,7 +167,7 @@ def _time_limits(options: Mapping[str, Any], task: Any) -> dict[str, float]:
 def _place(message: StepMessage) -> Place:
     """Return the place of the arguments that a step's message is for."""
     key = message.key
-    return Place(key.workflow_id, "override" if message.override else "call", key.number, key.run)
+    return key.place("override" if message.override else "call")
 
 
 class CeleryDispatcher:

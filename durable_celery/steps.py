@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from celery import signals
 from celery.exceptions import Ignore, NotRegistered, Reject, Retry, SoftTimeLimitExceeded
 
-from durable_celery.codec import HIDDEN, HiddenFailure, Place
+from durable_celery.codec import HIDDEN, HiddenFailure
 from durable_celery.current import Pulse, StepInfo
 from durable_celery.dispatch import header_of
 from durable_celery.engine.core import is_at_most_once
@@ -286,7 +286,7 @@ class _Attempt:
         changed = (args, kwargs) != (list(self.request.args or ()), dict(self.request.kwargs or {}))
         key, override = claim.key, None
         if changed:
-            place = Place(key.workflow_id, "override", key.number, key.run)
+            place = key.place("override")
             override = self.codec.encode([args, kwargs], f"the retry of step {key}", place)
         self.engine.postpone_step(
             claim,

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from celery.exceptions import Ignore
 
-from durable_celery.codec import Place, check_id
+from durable_celery.codec import check_id
 from durable_celery.errors import CodecError, InvalidIdError
 from durable_celery.store.protocol import StepKey
 
@@ -68,7 +68,7 @@ class Arguments:
         if key is None or (self._kind is None and not self._codec.is_strict):
             return args, kwargs
         self._sealed = args[0] if len(args) == 1 and isinstance(args[0], str) else None
-        place = Place(key.workflow_id, "override" if self._kind == "override" else "call", key.number, key.run)
+        place = key.place("override" if self._kind == "override" else "call")
         try:
             opened_args, opened_kwargs = self._codec.decode(self._sealed, place)
         except (CodecError, TypeError, ValueError) as error:
@@ -88,7 +88,7 @@ class Arguments:
         if self._sealed is not None and self._sealed == text and (self._kind == "override") == (kind == "override"):
             # The very text that was opened.
             return args, kwargs
-        recorded = self._codec.decode(text, Place(key.workflow_id, kind, key.number, key.run))
+        recorded = self._codec.decode(text, key.place(kind))
         if recorded == [list(args), kwargs]:
             return args, kwargs
         _log.warning("the message of step %s has other arguments than the log; those of the log count", key)

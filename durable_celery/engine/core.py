@@ -10,7 +10,7 @@ import logging
 import random
 from typing import TYPE_CHECKING, Any
 
-from durable_celery.codec import Codec, Place, failure_of, failure_text
+from durable_celery.codec import Codec, failure_of, failure_text
 from durable_celery.engine.runs import Runs
 from durable_celery.errors import CodecError, PayloadError, StepLostError
 from durable_celery.events import StepCompleted, StepFailed
@@ -171,7 +171,7 @@ class Engine(Runs):
         Raises:
             StoreUnavailableError: no answer; it is noted in the background if this process lives on.
         """
-        words = self._words(error[:200], Place(claim.key.workflow_id, "error", claim.key.number, claim.key.run))
+        words = self._words(error[:200], claim.key.place("error"))
 
         def postpone() -> bool:
             return self.store.postpone(
@@ -186,8 +186,15 @@ class Engine(Runs):
 
     def revoke_step(self, key: StepKey, error: BaseException) -> bool:
         """Fail a step from outside, whoever may be executing it; return whether it was still open."""
-        place = Place(key.workflow_id, "outcome", key.number, key.run)
-        outcome = StepFailed(number=key.number, payload=failure_of(error, self.codec, place))
+        place = key.place("outcome")
+        return self.tell_step(key, StepFailed(number=key.number, payload=failure_of(error, self.codec, place)))
+
+    def tell_step(self, key: StepKey, outcome: StepCompleted | StepFailed) -> bool:
+        """Record an outcome that is told from outside, whoever may be executing the step; return whether it was open.
+
+        Raises:
+            StoreUnavailableError: no answer; it may be told again.
+        """
         answer = self.patience.persist(lambda: self.store.finish(key, outcome, token=None))
         self.publish([answer.message])
         return answer.recorded
@@ -199,7 +206,7 @@ class Engine(Runs):
         """
         key = claim.key
         try:
-            return self.codec.seal(text, Place(key.workflow_id, "outcome", key.number, key.run))
+            return self.codec.seal(text, key.place("outcome"))
         except CodecError as error:
             if is_at_most_once(claim):
                 self.lose_step(claim, "has an outcome that no codec here can seal")

@@ -67,7 +67,7 @@ class Family:
         parent = StepKey.parse(ending.run.parent or "")
         if parent is None:
             return None
-        place = _outcome(parent)
+        place = parent.place("outcome")
         payload = self.codec.reseal(
             ending.event.payload or "null", place_of(ending.event, ending.run.workflow_id, ending.run.run), place
         )
@@ -84,7 +84,7 @@ class Family:
         try:
             return self._start_child(message).message
         except WorkflowConflictError as error:
-            payload = failure_of(error, self.codec, _outcome(message.key))
+            payload = failure_of(error, self.codec, message.key.place("outcome"))
             outcome = StepFailed(number=message.key.number, payload=payload)
             return self.store.finish(message.key, outcome, token=None).message
 
@@ -108,7 +108,7 @@ class Family:
         scheduled, key = message.scheduled, message.key
         child = child_id(scheduled, key)
         place = Place(child, "start")
-        text = self.codec.open(scheduled.payload or "[[],{}]", Place(key.workflow_id, "call", key.number, key.run))
+        text = self.codec.open(scheduled.payload or "[[],{}]", key.place("call"))
         new = NewRun(
             workflow_id=child,
             name=scheduled.task,
@@ -122,8 +122,3 @@ class Family:
         # A chosen id may be taken by a run with the same arguments that is not ours: so whose it is counts as well.
         identity = text if child == str(key) else f"[{text},{json.dumps(str(key))}]"
         return start_run(self.store, new, self.codec.digests(identity, place))
-
-
-def _outcome(key: StepKey) -> Place:
-    """Return the place of a step's outcome."""
-    return Place(key.workflow_id, "outcome", key.number, key.run)

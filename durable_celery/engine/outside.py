@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from durable_celery.codec import Place, check_id, failure_text
-from durable_celery.engine.progress import progress_place, progress_text
+from durable_celery.codec import check_id, failure_text
+from durable_celery.engine.progress import progress_text
 from durable_celery.errors import (
     CodecError,
     InvalidIdError,
@@ -51,7 +51,7 @@ class Outside:
         """Give a heartbeat of a step that waits, with progress to be saved if there is some."""
         key, sealed = _key(token), ""
         if progress is not None:
-            sealed = self.codec.seal(progress_text(self.codec, progress, key), progress_place(key))
+            sealed = self.codec.seal(progress_text(self.codec, progress, key), key.place("progress"))
         answer = self.engine.patience.persist(lambda: self.store.claim(key, "", progress=sealed))
         if isinstance(answer, Refused) and answer.reason is not Refusal.LOST:
             raise StepNotOpenError(token, self._why_not(key, self._run(key)) or "it has ended")
@@ -60,11 +60,8 @@ class Outside:
     def _tell(self, key: StepKey, kind: type[StepCompleted | StepFailed], text: str) -> None:
         why = self._why_not(key, self._run(key))
         if not why:
-            payload = self.codec.seal(text, _place(key))
-            outcome = kind(number=key.number, attempt=0, payload=payload)
-            answer = self.engine.patience.persist(lambda: self.store.finish(key, outcome, token=None))
-            self.engine.publish([answer.message])
-            if answer.recorded:
+            payload = self.codec.seal(text, key.place("outcome"))
+            if self.engine.tell_step(key, kind(number=key.number, attempt=0, payload=payload)):
                 return
         # Somebody was faster, or it was this very call, whose reply was lost.
         if not self._stands(key, kind, text):
@@ -101,7 +98,7 @@ class Outside:
         for event in self._events(key):
             if isinstance(event, StepCompleted | StepFailed) and event.number == key.number:
                 try:
-                    return isinstance(event, kind) and self.codec.open(event.payload, _place(key)) == text
+                    return isinstance(event, kind) and self.codec.open(event.payload, key.place("outcome")) == text
                 except CodecError:
                     return False
         return False
@@ -128,7 +125,3 @@ def _key(token: str) -> StepKey:
     except InvalidIdError:
         pass
     raise InvalidRequestError(f"{str(token)[:80]!r} is no token of a step: it is what current_step().key gives")
-
-
-def _place(key: StepKey) -> Place:
-    return Place(key.workflow_id, "outcome", key.number, key.run)

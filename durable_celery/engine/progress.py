@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from durable_celery.codec import Place
 from durable_celery.errors import PayloadError
 
 if TYPE_CHECKING:
     from durable_celery.codec import Codec
     from durable_celery.store.protocol import StepKey
 
-__all__ = ["PROGRESS_LIMIT", "progress_place", "progress_text"]
+__all__ = ["PROGRESS_LIMIT", "progress_text"]
 
 #: Longest progress, in characters of JSON: it is written again and again, and is no place for results.
 PROGRESS_LIMIT = 10_000
@@ -29,8 +28,3 @@ def progress_text(codec: Codec, progress: object, key: StepKey) -> str:
             f"the progress of step {key} has {len(text)} characters, the limit is {PROGRESS_LIMIT}. Save where to go on"
         )
     return text
-
-
-def progress_place(key: StepKey) -> Place:
-    """Return the place of a step's progress."""
-    return Place(key.workflow_id, "progress", key.number, key.run)

@@ -34,6 +34,8 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING, Literal, Protocol
 
+from durable_celery.codec import Place
+
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
@@ -143,6 +145,10 @@ class StepKey:
 
     def __str__(self) -> str:
         return f"{self.workflow_id}/{self.run}.{self.number}"
+
+    def place(self, kind: str) -> Place:
+        """Return one of the step's places, to which a payload is bound: ``call``, ``outcome``, ``progress``, ..."""
+        return Place(self.workflow_id, kind, self.number, self.run)
 
     @classmethod
     def parse(cls, text: str) -> StepKey | None:

@@ -122,7 +122,7 @@ class Process:
         world, self.claim = self.world, claim
         world.executions[str(message.key)] += 1
         kind, key = "override" if message.override else "call", message.key
-        place = Place(key.workflow_id, kind, key.number, key.run)
+        place = key.place(kind)
         args, kwargs = world.codec.decode(message.override or message.scheduled.payload, place)
         world.running = self
         try:
@@ -267,7 +267,7 @@ class World:
 
     def complete(self, key: StepKey, result: Any) -> None:
         """Tell a step's result from outside; whether it is still wanted is up to the store."""
-        payload = self.codec.encode(result, "result", Place(key.workflow_id, "outcome", key.number, key.run))
+        payload = self.codec.encode(result, "result", key.place("outcome"))
         outcome = StepCompleted(number=key.number, attempt=0, payload=payload)
         self._publish(self._insist(lambda: self.client.finish(key, outcome, token=None)).message)
 

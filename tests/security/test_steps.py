@@ -9,7 +9,6 @@ import pytest
 
 from durable_celery.codec import AesGcm, Codec, rebuild
 from durable_celery.current import Pulse
-from durable_celery.engine.progress import progress_place
 from durable_celery.errors import CodecError, StepLostError, StepTimeoutError
 from durable_celery.events import StepFailed
 from durable_celery.store.protocol import Claim, StepKey
@@ -73,7 +72,7 @@ def test_progress_is_hidden_and_comes_back() -> None:
 def test_progress_of_another_step_does_not_open() -> None:
     world, claim = claimed(CODEC)
     engine = world.processes[0].engine
-    other = progress_place(StepKey(workflow_id="w", run=1, number=2))
+    other = StepKey(workflow_id="w", run=1, number=2).place("progress")
     world.store.claim(KEY, claim.owner, progress=CODEC.seal('"theirs"', other))
     engine.postpone_step(claim, delay=0.0, error="x")
     again = engine.begin_step(KEY)
@@ -94,7 +93,7 @@ def test_a_codec_that_fails_costs_a_heartbeat_and_not_the_step() -> None:
     engine.codec = CODEC
     pulse.beat()
 
-    assert CODEC.open(saved(world), progress_place(KEY)) == f'"{SECRET}"'
+    assert CODEC.open(saved(world), KEY.place("progress")) == f'"{SECRET}"'
 
 
 def test_a_step_that_may_not_be_repeated_is_lost_when_its_outcome_cannot_be_sealed() -> None:
