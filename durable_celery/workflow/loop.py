@@ -21,7 +21,7 @@ from typing import Any, NoReturn, Protocol, TypeVar, TypeVarTuple
 
 from durable_celery.errors import DurableError, Evicted, SideEffectError, WorkflowCodeError
 from durable_celery.workflow.interrupts import is_interrupt
-from durable_celery.workflow.repairs import argument_of_as_completed, repair_task_group
+from durable_celery.workflow.repairs import argument_of_as_completed, repair_task_group, repair_timeout
 
 __all__ = ["Clockwork", "WorkflowFuture", "WorkflowLoop", "WorkflowTask", "make_loop"]
 
@@ -140,6 +140,7 @@ class WorkflowLoop(asyncio.AbstractEventLoop):
         # Tasks that were created before they were asked for, by the id of their coroutine.
         self._early: dict[int, WorkflowTask[Any]] = {}
         repair_task_group()
+        repair_timeout()
         #: How many tasks and futures were created.
         self.count = 0
         # Hashes are consecutive, so a set keeps a fixed order. They start elsewhere for each run: asyncio also holds

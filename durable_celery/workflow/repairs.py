@@ -1,7 +1,8 @@
-"""Two places of asyncio that a replayed loop has to reach into: both are repaired for workflow code only.
+"""Three places of asyncio that a replayed loop has to reach into: all are repaired for workflow code only.
 
-``TaskGroup`` (before Python 3.13) takes a subclass of CancelledError for a failure. ``as_completed`` puts coroutines
-into a set before it makes tasks of them, so that their order follows from addresses.
+``TaskGroup`` (before Python 3.13) takes a subclass of CancelledError for a failure. ``timeout`` takes a cancel of the
+run for its own, if its time is up while the code cleans up for that, because that is no longer counted by then.
+``as_completed`` puts coroutines into a set before it makes tasks of them, so that their order follows from addresses.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from typing import Any
 
 from durable_celery.errors import WorkflowCancelled
 
-__all__ = ["argument_of_as_completed", "repair_task_group"]
+__all__ = ["argument_of_as_completed", "cancel_in", "repair_task_group", "repair_timeout"]
 
 # A function, or since Python 3.13 a class.
 _CLASS: Any = getattr(asyncio.tasks, "_AsCompletedIterator", None)
@@ -23,6 +24,8 @@ _AS_COMPLETED: CodeType = _CLASS.__init__.__code__ if _CLASS else asyncio.as_com
 _AWAITABLES = "aws" if _CLASS else "fs"
 #: How many frames stand between it and the loop's create_task, at most.
 _DEPTH = 6
+#: Where a timeout notes the cancel for which the code cleaned up already when its block began.
+_KNOWN = "_durable_cancel"
 
 
 @cache
@@ -41,6 +44,43 @@ def repair_task_group() -> None:
         await original(self, asyncio.CancelledError if kind is WorkflowCancelled else kind, error, trace)
 
     setattr(asyncio.TaskGroup, "__aexit__", leave)  # noqa: B010 - type checkers rightly mind the other way
+
+
+@cache
+def repair_timeout() -> None:
+    """Let ``asyncio.timeout`` leave a cancel of the run to those around it, if that came in its block."""
+    enter_block, leave_block = asyncio.Timeout.__aenter__, asyncio.Timeout.__aexit__
+
+    async def enter(self: asyncio.Timeout) -> asyncio.Timeout:
+        vars(self)[_KNOWN] = cancel_in(sys.exception())
+        return await enter_block(self)
+
+    async def leave(
+        self: asyncio.Timeout,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        try:
+            await leave_block(self, kind, error, trace)
+        except TimeoutError:
+            cancel = cancel_in(error)
+            if cancel is None or cancel is vars(self)[_KNOWN]:
+                raise
+            raise cancel from None
+
+    setattr(asyncio.Timeout, "__aenter__", enter)  # noqa: B010 - type checkers rightly mind the other way
+    setattr(asyncio.Timeout, "__aexit__", leave)  # noqa: B010
+
+
+def cancel_in(error: BaseException | None) -> WorkflowCancelled | None:
+    """Return the cancel of the run, or of a ``def`` branch, that is being handled; None if there is none.
+
+    One that the code swallowed before does not count, so it is looked for in what the exception interrupted.
+    """
+    while error is not None and not isinstance(error, WorkflowCancelled):
+        error = error.__context__
+    return error
 
 
 def argument_of_as_completed(frame: FrameType | None) -> Any:

@@ -13,9 +13,10 @@ import asyncio
 from types import TracebackType
 from typing import Self
 
-from durable_celery.errors import InvalidRequestError, WaitTimeoutError, WorkflowCancelled
+from durable_celery.errors import InvalidRequestError, WaitTimeoutError
 from durable_celery.workflow.loop import WorkflowTask
 from durable_celery.workflow.machine import Machine
+from durable_celery.workflow.repairs import cancel_in
 
 __all__ = ["AsyncCancelScope", "AsyncTimeoutScope", "CancelScope", "TimeoutScope"]
 
@@ -98,7 +99,7 @@ class _Scope:
             task.uncancel()
         if not isinstance(error, asyncio.CancelledError):
             return False
-        cancel = _cancel_in(error)
+        cancel = cancel_in(error)
         if cancel is not None and cancel is not error:
             # This scope's time was up while the code cleaned up for that one.
             raise cancel
@@ -112,16 +113,6 @@ class _Scope:
         """Tell whether a cancellation is also somebody else's, who must not lose it."""
         outside = task.cancelling() - task.scope_cancels
         return outside > self._others or any(scope.cancelled for scope in task.scopes)
-
-
-def _cancel_in(error: BaseException | None) -> WorkflowCancelled | None:
-    """Return the cancel of the run, or of a ``def`` branch, that is being handled; None if there is none.
-
-    One that the code swallowed before does not count, so it is looked for in what the exception interrupted.
-    """
-    while error is not None and not isinstance(error, WorkflowCancelled):
-        error = error.__context__
-    return error
 
 
 class CancelScope(_Scope):

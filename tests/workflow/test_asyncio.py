@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 from collections.abc import AsyncIterator, Callable
+from contextlib import suppress
 from typing import Any
 
 import pytest
 
 from durable_celery.codec import rebuild
-from durable_celery.errors import SideEffectError
-from durable_celery.events import RunCompleted, RunFailed, StepScheduled
+from durable_celery.errors import SideEffectError, WorkflowCancelled
+from durable_celery.events import RunCancelled, RunCompleted, RunFailed, StepScheduled
 from durable_celery.workflow import AsyncWorkflowContext
 from tests.workflow.log import CODEC, Run, charge, notify, refund
 
@@ -74,6 +76,67 @@ def test_a_timeout_that_was_not_needed_cancels_its_timer(how: str) -> None:
     run.complete(3 - timer, "paid")
     assert run.result == "paid"
     assert run.cancelled() == [timer]
+
+
+async def timing_out_while_cleaning_up(ctx: AsyncWorkflowContext, how: str) -> str:
+    async def work() -> None:
+        try:
+            await ctx.step(charge)
+        finally:
+            await ctx.step(refund)
+
+    try:
+        if how == "timeout":
+            async with asyncio.timeout(60):
+                await work()
+        else:
+            await asyncio.wait_for(work(), 60)
+    except TimeoutError:
+        return "timed out"
+    return "not reached"
+
+
+@pytest.mark.parametrize("how", ["timeout", "wait_for"])
+def test_a_timeout_that_fires_while_code_cleans_up_for_a_cancel_of_the_run_does_not_swallow_the_cancel(
+    how: str,
+) -> None:
+    run = Run(timing_out_while_cleaning_up).start(how)
+    run.cancel("enough")
+    assert run.tasks() == ["shop.charge", "shop.refund"]
+    run.fire(1)
+    if how == "wait_for" and sys.version_info < (3, 12):
+        # It lets the clean-up end.
+        run.complete(next(e.number for e in run.outputs if isinstance(e, StepScheduled) and e.task == "shop.refund"))
+
+    assert isinstance(run.last, RunCancelled)
+    assert CODEC.decode(run.last.payload)["message"] == "enough"
+
+
+@pytest.mark.parametrize("how", ["timeout", "wait_for"])
+def test_a_timeout_whose_block_cleans_up_in_time_for_a_cancel_of_the_run_is_no_timeout(how: str) -> None:
+    run = Run(timing_out_while_cleaning_up).start(how)
+    run.cancel("enough")
+    run.complete(next(e.number for e in run.outputs if isinstance(e, StepScheduled) and e.task == "shop.refund"))
+
+    assert isinstance(run.last, RunCancelled)
+
+
+async def cancelled_before(ctx: AsyncWorkflowContext) -> str:
+    with suppress(WorkflowCancelled):
+        await ctx.step(charge)
+    try:
+        async with asyncio.timeout(60):
+            await ctx.step(refund)
+    except TimeoutError:
+        return "timed out"
+    return "not reached"
+
+
+def test_a_timeout_after_a_cancel_that_the_code_has_answered_is_a_timeout() -> None:
+    run = Run(cancelled_before).start()
+    run.cancel()
+    run.fire(3)
+    assert run.result == "timed out"
 
 
 async def group(ctx: AsyncWorkflowContext) -> list[Any]:
