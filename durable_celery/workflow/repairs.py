@@ -65,7 +65,7 @@ def repair_timeout() -> None:
             await leave_block(self, kind, error, trace)
         except TimeoutError:
             cancel = cancel_in(error)
-            if cancel is None or cancel is vars(self)[_KNOWN]:
+            if cancel is None or cancel is vars(self).get(_KNOWN):
                 raise
             raise cancel from None
 
