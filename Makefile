@@ -43,11 +43,12 @@ chaos: $(DEV_READY)
 	$(BIN)/python -m pytest -m "chaos or not chaos" tests/chaos tests/crash tests/pools tests/sql $(TEST_ARGS)
 
 # Random programs on real workers and servers under all faults; a seed of its own, unless one is given.
-# make soak MINUTES=30 SEED=7 BROKER=rabbitmq
+# make soak MINUTES=30 SEED=7 BROKER=rabbitmq STORE=postgresql
 MINUTES ?= 30
 BROKER ?= redis
+STORE ?= redis
 soak: $(DEV_READY)
-	$(BIN)/python -m tests.chaos.soak --minutes $(MINUTES) --broker $(BROKER) \
+	$(BIN)/python -m tests.chaos.soak --minutes $(MINUTES) --broker $(BROKER) --store $(STORE) \
 		$(if $(filter command% environment%,$(origin SEED)),--seed $(SEED))
 
 # Asks a vulnerability service: needs the internet, and fails without it.

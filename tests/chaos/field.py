@@ -9,18 +9,21 @@ import json
 import os
 import signal
 import threading
-from collections.abc import Generator, Sequence
+import time
+from collections.abc import Generator, Iterable, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal, Protocol, Self
 
 from celery import Celery
 from kombu.connection import Connection
 
 from durable_celery.app import open_store
 from durable_celery.settings import Settings
+from durable_celery.store.sql import SqlStore
 from tests.chaos.operations import Phase, Recorder
+from tests.chaos.postgresql import PostgreSQLServer
 from tests.chaos.programs import OPERATIONS, make_app
 from tests.chaos.proxy import TcpProxy
 from tests.chaos.rabbitmq import RabbitMQServer
@@ -30,9 +33,65 @@ from tests.sites import CONFIG_VARIABLE, LOG_TAIL
 from tests.workers import CeleryWorker, Pool
 
 Broker = Literal["redis", "rabbitmq"]
+StoreKind = Literal["redis", "postgresql"]
 
-#: As production should have it.
-_REDIS = {"aof": "everysec", "extra_args": ("--maxmemory-policy", "noeviction")}
+
+class StoreServer(Protocol):
+    """What a soak does to the server of a store."""
+
+    @property
+    def url(self) -> str:
+        """The URL of the store."""
+        ...
+
+    def start(self) -> Any:
+        """Start it and wait until it answers."""
+        ...
+
+    def stop(self) -> None:
+        """End it in good order. May be repeated."""
+        ...
+
+    def kill(self) -> None:
+        """End it as a crash does."""
+        ...
+
+    def pause(self, seconds: float) -> None:
+        """Let it answer nobody for some time, which has passed at the return."""
+        ...
+
+    def kill_clients(self) -> None:
+        """End all connections from its side."""
+        ...
+
+    def describe(self) -> Iterable[str]:
+        """Give what a person wants to see of it when a run stands still."""
+        ...
+
+
+class FieldRedis(RedisServer):
+    """A Redis as production should have it, with what a soak does to it."""
+
+    def __init__(self, directory: Path) -> None:
+        super().__init__(directory, aof="everysec", extra_args=("--maxmemory-policy", "noeviction"))
+
+    def pause(self, seconds: float) -> None:
+        """Let it answer nobody for some time, which has passed at the return."""
+        with self.client() as client:
+            client.client_pause(round(seconds * 1000))
+        time.sleep(seconds)
+
+    def kill_clients(self) -> None:
+        """End all connections from its side."""
+        with self.client() as client:
+            client.execute_command("CLIENT", "KILL", "TYPE", "normal")
+
+    def describe(self) -> Iterable[str]:
+        """Give what a person wants to see of it when a run stands still."""
+        with self.client() as client:
+            agenda: Any = client.zrange("durable:{0}:agenda", 0, 200, withscores=True)
+            owners: Any = client.zrange("durable:{0}:owners", 0, -1, withscores=True)
+            return [f"--- now {client.time()}", f"agenda: {agenda}", f"owners: {owners}"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,23 +109,33 @@ class Field:
         directory: For data, logs and operations.
         broker: Which broker the messages go through.
         crews: One worker for each.
+        store: Which server the histories are on.
         own_rabbitmq: Start a RabbitMQ of the field's own, which can be killed; else an existing one is used, see
             `tests.servers`.
         settings: More Celery settings.
     """
 
     def __init__(
-        self, directory: Path, *, broker: Broker, crews: Sequence[Crew], own_rabbitmq: bool = False, **settings: Any
+        self,
+        directory: Path,
+        *,
+        broker: Broker,
+        crews: Sequence[Crew],
+        store: StoreKind = "redis",
+        own_rabbitmq: bool = False,
+        **settings: Any,
     ) -> None:
         self.directory, self.broker, self.crews = directory, broker, list(crews)
         self.operations = directory / "operations"
-        self.store_server = RedisServer(directory / "store", **_REDIS)  # type: ignore[arg-type] # names of arguments
+        self.store_server: StoreServer = (
+            PostgreSQLServer() if store == "postgresql" else FieldRedis(directory / "store")
+        )
         #: None for an existing RabbitMQ.
-        self.broker_server: RedisServer | RabbitMQServer | None = None
+        self.broker_server: FieldRedis | RabbitMQServer | None = None
         if own_rabbitmq:
             self.broker_server = RabbitMQServer(directory / "broker")
         elif broker == "redis":
-            self.broker_server = RedisServer(directory / "broker", **_REDIS)  # type: ignore[arg-type] # the same
+            self.broker_server = FieldRedis(directory / "broker")
         self._settings = {**isolation_settings(), **settings}
         self._proxies: list[TcpProxy] = []
         self.workers: list[CeleryWorker] = []
@@ -80,6 +149,10 @@ class Field:
     def start(self) -> Self:
         """Start servers, proxies and workers, and wait until all workers are ready."""
         self.store_server.start()
+        #: The store without proxy and record, for those who look on.
+        self.store: Any = open_store(_looker(self.store_server.url), Settings(store=self.store_server.url))
+        if isinstance(self.store, SqlStore):
+            self.store.migrate()
         if self.broker_server is not None:
             self.broker_server.start()
         self.store_proxy, self.broker_proxy = TcpProxy(self.store_server.url), TcpProxy(self.broker_url)
@@ -93,8 +166,6 @@ class Field:
         }
         self.app = make_app(self.config)
         self.recorder = Recorder(self.operations)
-        #: The store without proxy and record, for those who look on.
-        self.store: Any = open_store(_looker(self.store_server.url), Settings(store=self.store_server.url))
         for crew in self.crews:
             self.workers.append(self._worker(crew))
         for worker in self.workers:
@@ -189,7 +260,7 @@ class Field:
 
     def empty_broker(self) -> None:
         """Take all waiting messages away."""
-        if isinstance(self.broker_server, RedisServer):
+        if isinstance(self.broker_server, FieldRedis):
             with self.broker_server.client() as client:
                 client.delete(self.queue)
         else:
@@ -198,7 +269,7 @@ class Field:
 
     def repeat_messages(self, count: int) -> None:
         """Publish copies of waiting messages."""
-        if isinstance(self.broker_server, RedisServer):
+        if isinstance(self.broker_server, FieldRedis):
             with self.broker_server.client() as client:
                 waiting: Any = client.lrange(self.queue, 0, count - 1)
                 if waiting:

@@ -13,9 +13,9 @@ import threading
 from collections import Counter
 from collections.abc import Callable
 
-from tests.chaos.field import Crew, Field
+from tests.chaos.field import Crew, Field, FieldRedis
+from tests.chaos.postgresql import PostgreSQLServer
 from tests.chaos.proxy import TcpProxy
-from tests.servers import RedisServer
 from tests.workers import CeleryWorker
 
 _log = logging.getLogger(__name__)
@@ -148,7 +148,9 @@ class Weather(Doer):
         ]
         if field.broker_server is not None:
             self._faults.append(self.restart_broker)
-        if isinstance(field.broker_server, RedisServer):
+        if isinstance(field.store_server, PostgreSQLServer):
+            self._faults.append(self.kill_store_backend)
+        if isinstance(field.broker_server, FieldRedis):
             self._faults += [self.pause_broker, self.kill_broker_clients]
 
     def act(self) -> None:
@@ -187,7 +189,8 @@ class Weather(Doer):
 
     def lose_store_replies(self) -> None:
         """Lose the replies to some verbs that the server has done."""
-        self._lose_replies(self.field.store_proxy, b"EVALSHA")
+        is_sql = isinstance(self.field.store_server, PostgreSQLServer)
+        self._lose_replies(self.field.store_proxy, b"COMMIT" if is_sql else b"EVALSHA")
 
     def lose_broker_replies(self) -> None:
         """Lose messages on their way to a worker, and confirmations on their way to a publisher."""
@@ -223,7 +226,7 @@ class Weather(Doer):
     # -- the servers
 
     def restart_store(self) -> None:
-        """Kill the store's server; what it had acknowledged is in its append-only file."""
+        """Kill the store's server; what it had acknowledged is on its disk."""
         self.field.store_server.kill()
         self.hold(self.chance.uniform(0, 3))
         self.field.store_server.start()
@@ -235,28 +238,25 @@ class Weather(Doer):
         self.field.broker_server.start()
 
     def pause_store(self) -> None:
-        self._pause(self.field.store_server)
+        self.field.store_server.pause(self._moment())
 
     def pause_broker(self) -> None:
-        assert isinstance(self.field.broker_server, RedisServer)
-        self._pause(self.field.broker_server)
+        assert isinstance(self.field.broker_server, FieldRedis)
+        self.field.broker_server.pause(self._moment())
 
     def kill_store_clients(self) -> None:
-        self._kill_clients(self.field.store_server)
+        self.field.store_server.kill_clients()
+
+    def kill_store_backend(self) -> None:
+        assert isinstance(self.field.store_server, PostgreSQLServer)
+        self.field.store_server.kill_backend()
 
     def kill_broker_clients(self) -> None:
-        assert isinstance(self.field.broker_server, RedisServer)
-        self._kill_clients(self.field.broker_server)
+        assert isinstance(self.field.broker_server, FieldRedis)
+        self.field.broker_server.kill_clients()
 
-    def _pause(self, server: RedisServer) -> None:
-        seconds = self.chance.uniform(0.5, 6)
-        with server.client() as client:
-            client.client_pause(round(seconds * 1000))
-        self.hold(seconds)
-
-    def _kill_clients(self, server: RedisServer) -> None:
-        with server.client() as client:
-            client.execute_command("CLIENT", "KILL", "TYPE", "normal")
+    def _moment(self) -> float:
+        return self.chance.uniform(0.5, 6)
 
     # -- the messages
 

@@ -1,6 +1,6 @@
 """A soak: random programs under all faults, a detector of stuck runs, and the checker at the end.
 
-    python -m tests.chaos.soak --minutes 30 --broker rabbitmq --seed 7
+    python -m tests.chaos.soak --minutes 30 --broker rabbitmq --store postgresql --seed 7
 
 Ends with exit code 1 and a story when a run is stuck, lost or wrong, or an invariant is broken.
 """
@@ -24,12 +24,11 @@ from typing import Any
 from durable_celery.app import binding_of
 from durable_celery.errors import StoreUnavailableError, WorkflowClosedError
 from durable_celery.store.protocol import RunRecord, RunStatus
-from tests.chaos.field import Broker, Crew, Field
+from tests.chaos.field import Broker, Crew, Field, FieldRedis
 from tests.chaos.nemesis import Doer, Reaper, Weather
 from tests.chaos.programs import Author, Tree, form_of, signals_of
 from tests.chaos.rabbitmq import rabbitmq_binary
 from tests.chaos.report import Report, report_of
-from tests.servers import RedisServer
 
 _log = logging.getLogger(__name__)
 
@@ -180,11 +179,8 @@ class Watcher:
             if other == name or other.startswith(f"{name}/"):
                 history = self.field.store.history(other, limit=100_000)
                 lines += [f"--- {other}: {self.field.store.get(other)!r}", *map(repr, history)]
-        with self.field.store_server.client() as client:
-            agenda: Any = client.zrange("durable:{0}:agenda", 0, 200, withscores=True)
-            owners: Any = client.zrange("durable:{0}:owners", 0, -1, withscores=True)
-            lines += [f"--- now {client.time()}", f"agenda: {agenda}", f"owners: {owners}"]
-        if isinstance(self.field.broker_server, RedisServer):
+        lines += self.field.store_server.describe()
+        if isinstance(self.field.broker_server, FieldRedis):
             with self.field.broker_server.client() as client:
                 lines.append(f"messages waiting: {client.llen(self.field.queue)}, unacked: {client.hlen('unacked')}")
         listing = subprocess.run(
@@ -264,6 +260,7 @@ def main() -> int:
     parser.add_argument("--minutes", type=float, default=30.0)
     parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(2**32))
     parser.add_argument("--broker", choices=("redis", "rabbitmq"), default="redis")
+    parser.add_argument("--store", choices=("redis", "postgresql"), default="redis")
     parser.add_argument("--kill-every", type=float, default=2.2, help="seconds between two kills, about")
     parser.add_argument("--fault-every", type=float, default=8.0, help="seconds between two other faults, about")
     parser.add_argument("--open-runs", type=int, default=12, help="programs that are open at a time")
@@ -276,7 +273,7 @@ def main() -> int:
     broker: Broker = given.broker
     _log.info("seed %s, everything is in %s", given.seed, directory)
     own_rabbitmq = broker == "rabbitmq" and rabbitmq_binary() is not None
-    with Field(directory, broker=broker, crews=CREWS, own_rabbitmq=own_rabbitmq) as field:
+    with Field(directory, broker=broker, store=given.store, crews=CREWS, own_rabbitmq=own_rabbitmq) as field:
         try:
             report = soak(
                 field,
@@ -290,7 +287,7 @@ def main() -> int:
             (directory / "story.txt").write_text(str(error))
             _log.error("%s\nthe whole story is in %s", str(error).partition("\n")[0], directory / "story.txt")
             return 1
-    text = json.dumps({"seed": given.seed, "broker": broker, **report.figures}, indent=2)
+    text = json.dumps({"seed": given.seed, "broker": broker, "store": given.store, **report.figures}, indent=2)
     (directory / "report.json").write_text(text)
     (directory / "violations.txt").write_text("\n".join(report.violations))
     sys.stdout.write(text + "\n" + "".join(f"{line}\n" for line in report.violations[:50]))

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from tests.chaos.field import Broker, Crew, Field
+from tests.chaos.field import Broker, Crew, Field, StoreKind
 from tests.chaos.soak import SoakError, soak
 from tests.workers import Pool
 
@@ -23,16 +23,23 @@ SETTINGS: dict[str, Any] = {"durable_lost_attempts": 10_000, "durable_resend_aft
 @pytest.mark.crash
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize(("broker", "pool", "seconds"), [("redis", "threads", 60.0), ("rabbitmq", "gevent", 45.0)])
+@pytest.mark.parametrize(
+    ("broker", "store", "pool", "seconds"),
+    [
+        ("redis", "redis", "threads", 60.0),
+        ("rabbitmq", "redis", "gevent", 45.0),
+        pytest.param("rabbitmq", "postgresql", "threads", 60.0, marks=pytest.mark.chaos),
+    ],
+)
 def test_random_programs_outlive_all_faults(
-    broker: Broker, pool: Pool, seconds: float, tmp_path: Path, request: pytest.FixtureRequest
+    broker: Broker, store: StoreKind, pool: Pool, seconds: float, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
     if broker == "rabbitmq":
         request.getfixturevalue("rabbitmq_url")
     seed = int(os.environ.get("DURABLE_SOAK_SEED") or random.randrange(2**32))
     crews = (Crew(pool="prefork"), Crew(pool=pool, concurrency=3))
     print(f"repeat with DURABLE_SOAK_SEED={seed}")  # noqa: T201 - for a failure's report
-    with Field(tmp_path / "field", broker=broker, crews=crews, **SETTINGS) as field:
+    with Field(tmp_path / "field", broker=broker, store=store, crews=crews, **SETTINGS) as field:
         report = soak(
             field,
             seed=seed,
