@@ -20,6 +20,8 @@ if TYPE_CHECKING:
         CompensationError,
         ConfigurationError,
         DurableError,
+        EventCancelledError,
+        EventConflictError,
         ExternalError,
         HeartbeatTimeoutError,
         InvalidSignalError,
@@ -40,6 +42,7 @@ if TYPE_CHECKING:
         WorkflowConflictError,
         WorkflowNotFoundError,
     )
+    from durable_celery.named_events import publish_event
     from durable_celery.outside import complete_callback, fail_callback, heartbeat_callback
     from durable_celery.policy import RetryPolicy
     from durable_celery.task import DurableTask, durable_task
@@ -67,6 +70,8 @@ __all__ = [
     "ConfigurationError",
     "DurableError",
     "DurableTask",
+    "EventCancelledError",
+    "EventConflictError",
     "ExternalError",
     "ForeignTask",
     "HeartbeatTimeoutError",
@@ -102,6 +107,7 @@ __all__ = [
     "durable_task",
     "fail_callback",
     "heartbeat_callback",
+    "publish_event",
 ]
 
 _HOMES = {
@@ -125,6 +131,7 @@ _HOMES = {
     "durable_task": "task",
     "fail_callback": "outside",
     "heartbeat_callback": "outside",
+    "publish_event": "named_events",
 }
 
 
@@ -136,6 +143,7 @@ def __getattr__(name: str) -> Any:
     # These have tasks of their own, which belong to the process's apps as any shared task.
     import_module("durable_celery.canvas")
     import_module("durable_celery.foreign")
+    import_module("durable_celery.named_events")
     value = getattr(import_module(f"durable_celery.{_HOMES.get(name, 'errors')}"), name)
     globals()[name] = value
     return value

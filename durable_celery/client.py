@@ -111,9 +111,9 @@ class Client(CallbackVerbs):
         payload = self.codec.seal(signal.dumps(value, self.codec), place_of(event, workflow_id))
         return replace(event, payload=payload), f"signal:{key}"
 
-    def add(self, workflow_id: str, event: Event, key: str) -> bool:
-        """Add an input, if there is room for it; return whether it is new."""
-        return self._append(workflow_id, event, key, room=self.inbox_limit)
+    def add(self, workflow_id: str, event: Event, key: str, *, room: int | None = None) -> bool:
+        """Add an input, if there is room for it (None: ``inbox_limit``, 0: always); return whether it is new."""
+        return self._append(workflow_id, event, key, room=self.inbox_limit if room is None else room)
 
     def _signal(self, workflow_id: str, given: Signal[Any] | str, workflow: str | None) -> Signal[Any]:
         """Return the signal as the run's workflow declares it; the run is read only if some workflow here does."""

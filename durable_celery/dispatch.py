@@ -22,7 +22,7 @@ from kombu.utils import json as kombu_json
 from durable_celery.codec import HIDDEN, Place
 from durable_celery.errors import CodecError, ConfigurationError
 from durable_celery.store.protocol import RunMessage
-from durable_celery.workflow import foreign
+from durable_celery.workflow import foreign, named_events
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -51,7 +51,9 @@ _log = logging.getLogger(__name__)
 #: Name of the message header by which a worker knows a message of this library.
 HEADER = "durable"
 #: Tasks that this library registers, and that are executed as steps.
-_OWN_TASKS = frozenset({foreign.SEND, foreign.OUTCOME})
+_OWN_TASKS = frozenset({
+    foreign.SEND, foreign.OUTCOME, named_events.PUBLISH, named_events.WAIT, named_events.TELL,
+})  # fmt: skip
 #: What a message of protocol 2 has in its body: args, kwargs and links.
 _BODY_PARTS = 3
 #: From the soft time limit of an attempt, which its code may catch, to the hard one, in seconds.

@@ -16,6 +16,8 @@
     +-- CompensationError           a saga could not undo all that it had done
     +-- RetryAfter                  raised by a task: try again, after so many seconds
     +-- NonRetryable                raised by a task: do not try again
+    +-- EventConflictError          a named event has another value already, or was cancelled
+    +-- EventCancelledError         a named event that a workflow waits for was cancelled
     +-- UpdateError                 an update came to no end of its own
     +-- WaitTimeoutError            a wait with a timeout (also a TimeoutError)
     |   +-- HeartbeatTimeoutError   who was to answer a callback gave no sign of life
@@ -62,6 +64,8 @@ __all__ = [
     "ConfigurationError",
     "Continued",
     "DurableError",
+    "EventCancelledError",
+    "EventConflictError",
     "Evicted",
     "ExternalError",
     "HeartbeatTimeoutError",
@@ -172,6 +176,28 @@ class WorkflowClosedError(DurableError):
 
 class WaitTimeoutError(DurableError, TimeoutError):
     """A wait ended by its timeout, not by what it waited for."""
+
+
+class EventConflictError(DurableError):
+    """A named event cannot be published: it has another value already, or was cancelled."""
+
+    def __init__(self, name: str, why: str) -> None:
+        super().__init__(name, why)
+        self.name, self.why = name, why
+
+    def __str__(self) -> str:
+        return f"event {self.name!r} {self.why}"
+
+
+class EventCancelledError(DurableError):
+    """A named event that a workflow waits for was cancelled, and is not published any more."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name)
+        self.name = name
+
+    def __str__(self) -> str:
+        return f"event {self.name!r} was cancelled: it will not be published"
 
 
 class UpdateError(DurableError):

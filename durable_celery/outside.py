@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from durable_celery.client import Client
 
-__all__ = ["complete_callback", "fail_callback", "heartbeat_callback"]
+__all__ = ["complete_callback", "current_app", "fail_callback", "heartbeat_callback"]
 
 
 def complete_callback(token: str, value: object = None, *, app: Celery | None = None) -> bool:
@@ -48,10 +48,10 @@ def heartbeat_callback(token: str, *, app: Celery | None = None) -> None:
 
 
 def _client(app: Celery | None) -> Client:
-    return binding_of(app or _current_app()).client
+    return binding_of(app or current_app()).client
 
 
-def _current_app() -> Celery:
+def current_app() -> Celery:
     """Return the current app; in a thread that has none, as those of web servers, the only app of the process.
 
     What Celery makes in the place of one that is missing, called "default", knows no broker and no store.

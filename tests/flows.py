@@ -72,6 +72,7 @@ def make_app(config: Mapping[str, Any]) -> Celery:
     long_steps.register(app, note)
     durable_task(name="asequence", app=app, shared=False)(asequence)
     durable_task(name="talkative", app=app, shared=False)(talkative).update(tell)
+    durable_task(name="expectant", app=app, shared=False)(expectant)
     app.finalize()
     return app
 
@@ -210,6 +211,11 @@ def talkative(ctx: WorkflowContext, count: int) -> list[int]:
     ctx.state.told = []
     ctx.wait_until(lambda: len(ctx.state.told) >= count and not ctx.open_updates)
     return sorted(ctx.state.told)
+
+
+def expectant(ctx: WorkflowContext, name: str) -> list[Any]:
+    """Wait for an event, with a step before and a step after."""
+    return [ctx.step("add", 1, 0), ctx.wait_event(name), ctx.step("add", 2, 0)]
 
 
 def tell(ctx: WorkflowContext, directory: str, number: int) -> int:

@@ -14,6 +14,7 @@ import click
 from durable_celery.cli.callbacks import callback
 from durable_celery.cli.export import export
 from durable_celery.cli.migrate import migrate
+from durable_celery.cli.named_events import publish_event
 from durable_celery.cli.runs import cancel, history, list_, show, signal
 from durable_celery.cli.talking import follow, query, update
 from durable_celery.cli.tokens import complete, fail
@@ -27,6 +28,7 @@ def durable() -> None:
 
 
 for _command in (
-    list_, show, history, export, signal, callback, complete, fail, cancel, query, update, follow, migrate,
+    list_, show, history, export, signal, callback, complete, fail, cancel, query, update, follow, publish_event,
+    migrate,
 ):  # fmt: skip
     durable.add_command(_command)

@@ -11,6 +11,7 @@ from celery.exceptions import CeleryCommandException
 
 from durable_celery.errors import (
     DurableError,
+    EventConflictError,
     InvalidRequestError,
     StepNotOpenError,
     StoreUnavailableError,
@@ -32,6 +33,7 @@ _EXIT_CODES: dict[type[DurableError], int] = {
     WorkflowNotFoundError: 3,
     WorkflowClosedError: 4,
     StepNotOpenError: 4,
+    EventConflictError: 4,
     StoreUnavailableError: 69,  # EX_UNAVAILABLE, as Celery's own commands have it
 }
 

@@ -16,7 +16,7 @@ from durable_celery.codec.chain import chain_of
 from durable_celery.codec.compression import Deflate
 from durable_celery.codec.crypto import AesGcm
 from durable_celery.codec.failures import HiddenFailure, error_of, failure_of, failure_text, rebuild
-from durable_celery.codec.ids import RESERVED, check_id, check_name, check_own_name
+from durable_celery.codec.ids import ID_LIMIT, RESERVED, check_id, check_name, check_own_name
 from durable_celery.codec.offload import Blobs, Offload
 from durable_celery.codec.places import Place, place_of
 from durable_celery.codec.ports import KeyedDigest, PayloadCodec
@@ -26,6 +26,7 @@ from durable_celery.codec.values import HIDDEN, Codec, digest, summary
 
 __all__ = [
     "HIDDEN",
+    "ID_LIMIT",
     "RESERVED",
     "AesGcm",
     "Blobs",

@@ -12,6 +12,7 @@ from celery import _state
 
 from durable_celery.client import WorkflowHandle
 from durable_celery.errors import DurableError, InvalidRequestError
+from durable_celery.named_events import publish_event
 from durable_celery.policy import seconds as in_seconds
 from durable_celery.testing.stubs import read_steps
 from durable_celery.testing.system import System, plain_app
@@ -168,6 +169,12 @@ class Environment:
         """Cancel a run, and let happen what follows at once."""
         self._bound.binding.client.cancel(_id_of(run), reason)
         self.settle()
+
+    def publish_event(self, name: str, value: object = None) -> bool:
+        """Publish a named event, and let happen what follows at once; see :func:`durable_celery.publish_event`."""
+        is_new = publish_event(name, value, app=self._bound.binding.app)
+        self.settle()
+        return is_new
 
     def complete_step(self, token: str, result: object = None) -> None:
         """Give the result of a step that leaves its outcome to others, and let happen what follows at once.

@@ -28,6 +28,8 @@ from durable_celery.testing.world import Clock
 from durable_celery.timeline import timeline
 from durable_celery.workflow import Definition
 from durable_celery.workflow.execution import replay
+from durable_celery.workflow.foreign import OUTCOME
+from durable_celery.workflow.named_events import EVENT, WAIT
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -57,6 +59,10 @@ Look for what is not the same twice (random, the wall clock, uuid4, the order of
 ctx.random, ctx.now(), ctx.uuid4() or a step in its place."""
 #: Entries of the agenda that nobody waits for.
 _BACKGROUND = frozenset({"owner", "retention"})
+
+
+#: Steps that look again and again for what somebody else has to do, and after how many looks nobody will.
+_LOOKS, _PATIENT = frozenset({WAIT, OUTCOME}), 10
 
 
 class NothingLeftError(DurableError, AssertionError):
@@ -169,13 +175,22 @@ class System:
 
     def pass_time(self, end: int | None = None) -> bool:
         """Move the clock to what is due next; tell whether there was such a thing up to ``end``."""
-        dues = [due for (kind, _, _), due in self.store.agenda.items() if kind not in _BACKGROUND]
+        agenda = {entry: due for entry, due in self.store.agenda.items() if entry[0] not in _BACKGROUND}
+        dues = list(agenda.values())
         if self.broker.next_at is not None:
             dues.append(self.broker.next_at)
+        elif end is None and all(map(self._is_idle_look, agenda)):
+            return False
         if not dues or (end is not None and min(dues) > end):
             return False
         self.clock.now = max(self.clock.now, min(dues))
         return True
+
+    def _is_idle_look(self, entry: tuple[str, str, int]) -> bool:
+        """Whether a step of the library's own is due there that has looked in vain, and might for ever."""
+        kind, workflow_id, place = entry
+        step = self.store.run_table[workflow_id].steps.get(place) if kind == "step" else None
+        return step is not None and step.scheduled.task in _LOOKS and step.attempt >= _PATIENT
 
     def _do_next(self) -> bool:
         """Do one thing; tell whether there was one."""
@@ -256,10 +271,14 @@ class System:
         if not runs:
             return "nothing can happen any more, and no run is open"
         lines = ["nothing can happen any more, and this is what the open runs wait for:", self.standing()]
-        if any("signal " in run.waiting for run in runs):
+        if any("signal " in run.waiting and run.name != EVENT for run in runs):
             lines.append(
                 "A signal is sent by the test: handle = durable.start(...); durable.signal(handle, name, value); "
                 "handle.get().\nA wait with a timeout would end by itself."
+            )
+        if any(run.name == EVENT for run in runs):
+            lines.append(
+                "An event is published by the test, durable.publish_event(name, value), or by another workflow."
             )
         lines += [f"\n{self.story(run.workflow_id)}" for run in runs[:_TOLD]]
         return "\n".join(lines)

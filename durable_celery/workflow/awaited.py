@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any, Concatenate, ParamSpec, TypeVar, overload
 
 from durable_celery.policy import seconds
-from durable_celery.workflow import verbs
+from durable_celery.workflow import named_events, verbs
 from durable_celery.workflow.batch import BatchResult, Tolerance
 from durable_celery.workflow.callbacks import wait_callback
 from durable_celery.workflow.context import Context
@@ -199,6 +199,30 @@ class AsyncWorkflowContext(Context):
             InvalidSignalError: it came with a value of another type; it is used up, and may be waited for again.
         """
         return await verbs.wait_signal(self._machine, name, timeout)
+
+    async def wait_event(
+        self,
+        name: str,
+        timeout: timedelta | float | None = None,  # noqa: ASYNC109 - a durable one
+    ) -> Any:
+        """Wait for a named event, return its value; at once, if it was published within ``durable_retention``.
+
+        Raises:
+            WaitTimeoutError: it was not published within ``timeout`` (seconds or timedelta).
+            EventCancelledError: it was cancelled.
+            InvalidRequestError: the name cannot be one.
+        """
+        return await named_events.wait_event(self._machine, name, self._options, timeout)
+
+    async def publish_event(self, name: str, value: object = None) -> None:
+        """Publish a named event, once: all runs that wait for it go on, now and later. It is a step.
+
+        Raises:
+            EventConflictError: it was published with another value, which stands, or was cancelled.
+            InvalidRequestError: the name cannot be one.
+            PayloadError: the value cannot be recorded.
+        """
+        await named_events.publish_event(self._machine, name, value, self._options)
 
     async def wait_callback(
         self,

@@ -15,7 +15,7 @@ from typing import Any, Concatenate, NoReturn, ParamSpec, Self, TypeVar, overloa
 from uuid import UUID
 
 from durable_celery.policy import RetryPolicy
-from durable_celery.workflow import canvas, continuation, foreign, notes, verbs
+from durable_celery.workflow import canvas, continuation, foreign, named_events, notes, verbs
 from durable_celery.workflow.callbacks import Callback, open_callback
 from durable_celery.workflow.handlers import State
 from durable_celery.workflow.handles import Handle, StepHandle
@@ -156,6 +156,16 @@ class Context:
         The handle fails with ``InvalidSignalError`` if its value is of another type; that signal is used up.
         """
         return self._machine.signal(name)
+
+    def event(self, name: str) -> Handle[Any]:
+        """Return a handle that is done when an event of this name is published, or at once if it was.
+
+        It fails with ``EventCancelledError`` if the event is cancelled.
+
+        Raises:
+            InvalidRequestError: the name cannot be one.
+        """
+        return named_events.event(self._machine, name, self._options)
 
     def callback(
         self, *, timeout: timedelta | float | None = None, heartbeat: timedelta | float | None = None

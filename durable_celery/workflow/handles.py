@@ -103,6 +103,8 @@ class StepHandle(Handle[T]):
         self.key = key
         #: Name of the Celery task.
         self.task = task
+        #: What people see in place of that.
+        self.label = task
         #: What becomes of it, if it is a child run, when the code has ended; see ``tasks.ParentClose``.
         self.parent_close: str | None = None
         #: Id of the run, if it is a child run.

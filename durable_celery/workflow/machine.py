@@ -203,7 +203,7 @@ class Machine:
         handle: StepHandle[Any] = StepHandle(
             self, partial(self._cancel, self._steps, number), number=number, key=key, task=name
         )
-        handle.parent_close = options.parent_close
+        handle.label, handle.parent_close = options.name or name, options.parent_close
         handle.workflow_id = (options.workflow_id or key) if kind == "workflow" else None
         self._steps[number] = handle
         return handle
@@ -397,7 +397,7 @@ class Machine:
 
     def waiting(self) -> str:
         """Say what the run waits for, in a few words."""
-        steps = (f"step {handle.task} ({number})" for number, handle in self._steps.items())
+        steps = (f"step {handle.label} ({number})" for number, handle in self._steps.items())
         names = (f"signal {name}" for name in self.signals.names())
         timers = (
             f"timer ({number}) until {instant(timer.due_at):%Y-%m-%d %H:%M:%S}"

@@ -42,6 +42,7 @@ __all__ = [
     "tolerant_gather",
     "wait_signal",
     "wait_until",
+    "within",
 ]
 
 T = TypeVar("T")
@@ -171,7 +172,7 @@ async def wait_signal(
     """
     limit = None if timeout is None else seconds(timeout)
     handle = machine.signal(signal)
-    return await _within(machine, handle, limit, f"no signal {handle.name!r} came")
+    return await within(machine, handle, limit, f"no signal {handle.name!r} came")
 
 
 async def wait_until(
@@ -186,10 +187,10 @@ async def wait_until(
     """
     limit = None if timeout is None else seconds(timeout)
     handle = machine.until(predicate)
-    await _within(machine, handle, limit, f"{name_of(predicate)} did not become true")
+    await within(machine, handle, limit, f"{name_of(predicate)} did not become true")
 
 
-async def _within(machine: Machine, handle: Handle[T], limit: float | None, story: str) -> T:
+async def within(machine: Machine, handle: Handle[T], limit: float | None, story: str) -> T:
     """Wait for a handle, but not longer than ``limit`` seconds; one that ends otherwise is dropped."""
     try:
         if limit is None or handle.done():

@@ -449,6 +449,22 @@ def count_on(ctx: WorkflowContext, number: int) -> int:
     return int(ctx.state.total)
 
 
+@workflow(name="shop.awaits")
+def awaits(ctx: WorkflowContext, name: str) -> Any:
+    return ctx.wait_event(name)
+
+
+@workflow(name="shop.awaits_async")
+async def awaits_async(ctx: Any, name: str) -> Any:
+    won = await ctx.race(event=ctx.event(name), alarm=ctx.timer(3600))
+    return won.value
+
+
+@workflow(name="shop.publishes")
+def publishes(ctx: WorkflowContext, name: str, value: Any) -> None:
+    ctx.publish_event(name, value)
+
+
 @task(name="shop.ask_total")
 def ask_total(workflow_id: str) -> int:
     return int(counts.AsyncResult(workflow_id).query(total_so_far))

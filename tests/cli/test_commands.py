@@ -256,6 +256,21 @@ def test_a_callback_is_kept_waiting_and_failed(desk: Desk) -> None:
     assert "already failed" in late.stderr
 
 
+def test_an_event_is_published_once(desk: Desk) -> None:
+    assert desk.text("publish-event", "rates", '{"eur": 1.1}') == "published\n"
+    assert desk.json("publish-event", "rates", '{"eur": 1.1}') == {"published": False}
+    again = desk.text("publish-event", "rates", '{"eur": 1.1}')
+    assert again == "it was published before with this value; nothing was changed\n"
+
+    other = desk.run("publish-event", "rates", "2")
+    assert (other.returncode, other.stdout) == (4, "")
+    assert "event 'rates' was published with another value, which stands" in other.stderr
+    assert "published = {'eur': 1.1}" in desk.text("history", "durable:event:rates")
+    bad = desk.run("publish-event", "two words")
+    assert (bad.returncode, bad.stdout) == (2, "")
+    assert "cannot be the name of an event" in bad.stderr
+
+
 @pytest.mark.parametrize("words", [["complete", "nonsense"], ["fail", "dcb1.nonsense", "why"], ["heartbeat", ""]])
 def test_what_is_no_token_is_told_in_one_line(desk: Desk, words: list[str]) -> None:
     done = desk.run("callback", *words)
@@ -297,7 +312,7 @@ def test_colours_and_cut_lines_are_for_terminals_only(desk: Desk, waiting: str) 
     assert "\x1b" not in desk.text("list")
 
     ours, theirs = pty.openpty()
-    with subprocess.Popen(desk.command("list"), env=desk.env(COLUMNS="72"), stdout=theirs) as process:
+    with subprocess.Popen(desk.command("list"), env=desk.env(COLUMNS="80"), stdout=theirs) as process:
         os.close(theirs)
         shown = b""
         while chunk := _read(ours):
@@ -307,7 +322,7 @@ def test_colours_and_cut_lines_are_for_terminals_only(desk: Desk, waiting: str) 
 
     assert b"\x1b[36mrunning\x1b[0m" in shown
     plain = re.sub(r"\x1b\[\d*m", "", shown.decode())
-    assert max(len(line) for line in plain.splitlines() if waiting in line) <= 72
+    assert max(len(line) for line in plain.splitlines() if waiting in line) <= 80
 
 
 def test_help_names_every_command(desk: Desk) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 
+from durable_celery.codec import RESERVED
 from durable_celery.engine import child_id
 from durable_celery.errors import NonDeterminismError
 from durable_celery.events import (
@@ -108,6 +109,9 @@ def signals_enter_once(world: World) -> Iterator[str]:
     What a run passes on to the next is in both.
     """
     for name in world.store.run_table:
+        if name.startswith(RESERVED):
+            # Steps send them, which do so again when they are not sure.
+            continue
         events = [item.event for item in inputs_of(world, name)]
         entered = [(e.name, world.codec.decode(e.payload)) for e in events if isinstance(e, SignalReceived)]
         sent = [(signal, value) for run, signal, value in world.signals if run == name]

@@ -26,6 +26,8 @@ FAULTS = [
 REPEATING = {
     "retries",
     "foreign",
+    "named_event",
+    "named_event_that_is_cancelled",
     "progress_of_a_step",
     "attempts_that_take_too_long",
     "long_steps_that_outlive_their_run",

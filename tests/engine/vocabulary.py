@@ -11,12 +11,15 @@ from functools import partial
 from typing import Any, cast
 
 from durable_celery.callbacks import CallbackVerbs
+from durable_celery.client import Client
 from durable_celery.codec import CallbackToken
 from durable_celery.current import Pulse
 from durable_celery.engine import Engine
 from durable_celery.errors import (
     CallbackFailedError,
     CompleteLater,
+    EventCancelledError,
+    EventConflictError,
     HeartbeatTimeoutError,
     InvalidSignalError,
     StepLostError,
@@ -25,6 +28,7 @@ from durable_celery.errors import (
     WorkflowConflictError,
 )
 from durable_celery.foreign import NotYetError
+from durable_celery.named_events import NamedEvent, event
 from durable_celery.policy import RetryPolicy
 from durable_celery.store.protocol import RunMessage, StepKey
 from durable_celery.testing.world import World
@@ -38,6 +42,7 @@ from durable_celery.workflow import (
     WorkflowContext,
 )
 from durable_celery.workflow.foreign import OUTCOME, SEND
+from durable_celery.workflow.named_events import EVENT, EVENT_PREFIX, PUBLISH, TELL, WAIT
 from tests.engine.programs import CANCELLED, DONE, FAILED, Outcomes, Program, arithmetic
 from tests.workflow.signatures import chain, chord, sig
 
@@ -539,6 +544,87 @@ def foreign(world: World) -> Outcomes:
     return {"w": (DONE, ["id", 7])}
 
 
+class Events:
+    """Named events of a world: the library's own run and steps, on the engine of whichever process executes them."""
+
+    def __init__(self, world: World) -> None:
+        self.world, self.flow = world, world.flow(event, EVENT)
+        world.task(lambda name: self.named(name).wait(str(self.step)), WAIT)
+        world.task(lambda name, value=None: self.publish(name, value), PUBLISH)
+        world.task(self.tell, TELL)
+
+    @property
+    def step(self) -> StepKey:
+        claim = self.world.running.claim
+        assert claim is not None
+        return claim.key
+
+    def named(self, name: str) -> NamedEvent:
+        engine = self.world.running.engine
+        client = Client(store=engine.store, engine=engine, codec=self.world.codec)
+        return NamedEvent(name, client, lambda workflow_id: self.world.start(self.flow, id=workflow_id))
+
+    def publish(self, name: str, value: Any) -> None:
+        self.named(name).publish(value)
+
+    def tell(self, keys: list[str], *, is_cancelled: bool) -> None:
+        self.named(self.step.workflow_id.removeprefix(EVENT_PREFIX)).tell(keys, is_cancelled=is_cancelled)
+
+
+def named_event(world: World) -> Outcomes:
+    """Some wait for it, in both forms; one gives up and waits again, one publishes it twice, one comes later."""
+    Events(world)
+
+    def patient(ctx: WorkflowContext) -> Any:
+        return ctx.wait_event("paid")
+
+    async def hasty(ctx: AsyncWorkflowContext) -> list[Any]:
+        with suppress(WaitTimeoutError):
+            await ctx.wait_event("paid", 3)
+        won = await ctx.race(event=ctx.event("paid"), alarm=ctx.timer(1100))
+        return [won.name, won.value]
+
+    def publisher(ctx: WorkflowContext) -> list[Any]:
+        ctx.sleep(30)
+        ctx.publish_event("paid", {"by": "card"})
+        ctx.publish_event("paid", {"by": "card"})
+        try:
+            ctx.publish_event("paid", {"by": "cheque"})
+        except EventConflictError:
+            return [ctx.wait_event("paid")]
+        return []
+
+    for flow in (patient, hasty, publisher):
+        world.start(world.flow(flow), id=flow.__name__)
+    paid = {"by": "card"}
+    return {
+        "patient": (DONE, paid),
+        "hasty": (DONE, ["event", paid]),
+        "publisher": (DONE, [paid]),
+        f"{EVENT_PREFIX}paid": (DONE, paid),
+    }
+
+
+def named_event_that_is_cancelled(world: World) -> Outcomes:
+    Events(world)
+
+    def main(ctx: WorkflowContext) -> list[str]:
+        seen = []
+        for _ in range(2):
+            try:
+                ctx.wait_event("paid")
+            except EventCancelledError as error:
+                seen.append(str(error))
+        return seen
+
+    world.start(world.flow(main))
+    world.at(30, lambda: world.cancel(f"{EVENT_PREFIX}paid"))
+    return {
+        "w": (DONE, ["event 'paid' was cancelled: it will not be published"] * 2),
+        f"{EVENT_PREFIX}paid": (CANCELLED, "asked"),
+    }
+
+
 def several_runs(world: World) -> Outcomes:
     """Each run takes a signal, leaves one for the next, and a step that nobody waits for."""
     plus, double = arithmetic(world)
@@ -719,6 +805,8 @@ def at_most_once(world: World) -> Outcomes:
 
 VOCABULARY: tuple[Program, ...] = (
     foreign,
+    named_event,
+    named_event_that_is_cancelled,
     canvas,
     children_with_chosen_ids,
     scopes,

@@ -20,6 +20,7 @@ from durable_celery import (
     WorkflowHandle,
     complete_callback,
     durable_task,
+    publish_event,
 )
 from durable_celery.workflow.handles import Handle, StepHandle
 from durable_celery.workflow.tasks import TaskLike
@@ -208,6 +209,9 @@ def waits(ctx: WorkflowContext) -> None:
     ctx.wait_signal("plain").whatever()
     ctx.wait_signal(anything).whatever()
     assert_type(ctx.callback(timeout=3).token, str)
+    assert_type(ctx.event("paid"), Handle[Any])
+    assert_type(ctx.wait_event("paid", 3), Any)
+    assert_type(ctx.publish_event("paid", 1), None)
 
 
 @durable_task(signals=[approved])
@@ -224,3 +228,4 @@ def send(handle: WorkflowHandle[None], token: str) -> None:
     handle.signal(approved)  # type: ignore[arg-type]
     handle.signal(count, None)  # type: ignore[arg-type]
     assert_type(complete_callback(token, 1), bool)
+    assert_type(publish_event("paid", 1), bool)
