@@ -64,6 +64,7 @@ LEAVES = (
     "callback",
     "wait_callback",
     "child",
+    "event",
     "canvas",
     "continue",
     "limited",
@@ -222,6 +223,13 @@ class Interpreter:
             self.trace.append((yield self.result(handle)))
         else:
             self.handles.append(handle)
+
+    def do_event(self, value: int) -> Calls:
+        name = NAMES[value % 2]
+        if value % 3 == 0:
+            yield lambda: self.ctx.publish_event(name, value)
+        self.handles.append(self.ctx.event(name))
+        self.trace.append((yield lambda: self.ctx.wait_event(name, value or None)))
 
     def do_canvas(self, value: int) -> Calls:
         failing = sig("linked", link=sig("link"), link_error=sig("errback", immutable=True))
