@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from durable_celery.outside import complete_callback, fail_callback, heartbeat_callback
     from durable_celery.policy import RetryPolicy
     from durable_celery.task import DurableTask, durable_task
+    from durable_celery.transactions import outcome_table, transactional_step
     from durable_celery.updates import UpdateHandle
     from durable_celery.workflow import (
         AsyncWorkflowContext,
@@ -107,7 +108,9 @@ __all__ = [
     "durable_task",
     "fail_callback",
     "heartbeat_callback",
+    "outcome_table",
     "publish_event",
+    "transactional_step",
 ]
 
 _HOMES = {
@@ -131,7 +134,9 @@ _HOMES = {
     "durable_task": "task",
     "fail_callback": "outside",
     "heartbeat_callback": "outside",
+    "outcome_table": "transactions",
     "publish_event": "named_events",
+    "transactional_step": "transactions",
 }
 
 

@@ -124,6 +124,10 @@ class Pulse:
         self._is_written = True
         #: Why the attempt is not wanted any more, or None.
         self.refusal: Refusal | None = None
+        #: Whether it has lost its process so often that it may only look for an outcome that was committed.
+        self.is_lost = False
+        #: The result that was committed in the task's own database: the step's, whatever the task does now.
+        self.settled: tuple[Any] | None = None
 
     def beat(self, progress: object = None) -> None:
         """Note a heartbeat, and tell the store if it is time.
@@ -137,6 +141,19 @@ class Pulse:
                 self._text, self._is_written = text, False
             if self._written_at is None or self._clock() - self._written_at >= self._interval:
                 self._write()
+
+    @property
+    def codec(self) -> Codec:
+        """What writes and reads payloads here."""
+        return self._engine.codec
+
+    def incarnation(self) -> str:
+        """Return what tells the step's run from others that had its workflow id; see :meth:`Engine.incarnation`."""
+        return self._engine.incarnation(self._claim.key)
+
+    def lose(self) -> None:
+        """Fail the step, which has no attempt left."""
+        self._engine.lose_step(self._claim)
 
     def flush(self) -> None:
         """Write progress that is only noted, before the attempt ends without an outcome."""

@@ -82,7 +82,7 @@ def wrap_task(task: Task, binding: Binding) -> None:
         header = header_of(request)
         if header is None or request.get("durable_step") is not None:
             return plain(*args, **kwargs)
-        attempt = _Attempt(task, binding, header)
+        attempt = _Attempt(task, binding, header, settles=hasattr(plain, "durable_settles"))
         if binding.codec.hides:
             return _hidden(attempt, plain, args, kwargs)
         return attempt.execute(plain, args, kwargs)
@@ -144,17 +144,20 @@ def _end_without_outcome(engine: Engine, claim: Claim, error: Exception, delay: 
 class _Attempt:
     """One execution of a step's message."""
 
-    def __init__(self, task: Task, binding: Binding, header: dict[str, Any]) -> None:
+    def __init__(self, task: Task, binding: Binding, header: dict[str, Any], *, settles: bool) -> None:
         self.task, self.engine, self.codec = task, binding.engine, binding.codec
         self.header, self.request, self.key = header, task.request, key_of(header)
         self.arguments = Arguments(binding.codec, task.request, self.key, header.get("sealed"))
         self.go_on = self._may_go_on(binding)
+        #: Whether its outcome may stand in the task's own database.
+        self.settles = settles
 
     def execute(self, plain: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         args, kwargs = self.arguments.of_message(args, kwargs)
         claim = self._claim()
         args, kwargs = self._recorded(claim, args, kwargs)
         pulse = Pulse(self.engine, claim)
+        pulse.is_lost = self.settles and self.engine.is_lost(claim)
         self._announce(claim, pulse)
         try:
             result = _perform(pulse, plain, args, kwargs)
@@ -179,7 +182,7 @@ class _Attempt:
             _log.warning("a message for %s names no step that could be; dropped", self.task.name)
             reason = "the message names no step"
             raise Ignore(reason)
-        claim = self.engine.begin_step(key)
+        claim = self.engine.begin_step(key, settles=self.settles)
         if isinstance(claim, Refusal):
             if claim in {Refusal.CANCELLED, Refusal.FINISHED, Refusal.UNKNOWN}:
                 self._close_row()
@@ -314,7 +317,10 @@ def _perform(pulse: Pulse, plain: Callable[..., Any], args: Any, kwargs: Any) ->
     """Run the task; if it does not return, the next attempt finds all the progress that it has made."""
     try:
         return plain(*args, **kwargs)
-    except BaseException:
+    except BaseException as error:
+        if pulse.settled is not None and isinstance(error, Exception):
+            # A time limit that struck after the commit changes nothing any more.
+            return pulse.settled[0]
         pulse.flush()
         raise
 

@@ -2,8 +2,9 @@
 
 The classic place where pipelines go wrong: the API was paid for, the worker died, and the row still says "reading".
 Here each file is a workflow. The call to the API is a step with a retry policy; its waits are kept in the store and
-hold no worker. The row is written by another step. A step may run twice, so it is written such that this does no harm:
-it sets a value, it does not add one.
+hold no worker. The row is written by a transactional step: the row and the step's outcome are committed together, in
+this database, so it takes effect exactly once. That is why it may also add to the customer's bill, although the worker
+is killed here while it is at work.
 
     python examples/files.py
 """
@@ -20,7 +21,7 @@ from celery import Celery
 from sqlalchemy import Engine, create_engine, select
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
-from durable_celery import RetryPolicy, WorkflowContext, current_step, durable_task
+from durable_celery import RetryPolicy, WorkflowContext, current_step, durable_task, outcome_table, transactional_step
 
 app = Celery("files", broker=os.environ.get("BROKER_URL", "redis://localhost:6379/0"))
 app.conf.task_default_queue = "files"
@@ -40,6 +41,17 @@ class File(Base):
     path: Mapped[str] = mapped_column(primary_key=True)
     status: Mapped[str]
     text: Mapped[str]
+
+
+class Bill(Base):
+    __tablename__ = "bills"
+
+    customer: Mapped[str] = mapped_column(primary_key=True)
+    files: Mapped[int]
+
+
+#: What transactional steps need in your database: one more table.
+outcome_table(Base.metadata)
 
 
 class UnreadableError(Exception):
@@ -63,17 +75,21 @@ def recognise(path: str) -> str:
         raise
 
 
-@app.task
-def record(path: str, status: str, text: str = "") -> None:
-    """Write the row of a file, whether it is there or not."""
-    with Session(database()) as session, session.begin():
-        session.merge(File(path=path, status=status, text=text))
-
-
 @cache
 def database() -> Engine:
     """Connect once in each process of the worker, on first use: connections do not survive a fork."""
     return create_engine(DATABASE_URL)
+
+
+@app.task
+@transactional_step(database)
+def record(session: Session, path: str, status: str, text: str = "") -> None:
+    """Write the row of a file; one that is done is added to the bill."""
+    session.merge(File(path=path, status=status, text=text))
+    if status == "done":
+        bill = session.get(Bill, "ann", with_for_update=True) or Bill(customer="ann", files=0)
+        bill.files += 1
+        session.add(bill)
 
 
 PATIENT = RetryPolicy(initial_interval=0.3, maximum_attempts=8, non_retryable=(UnreadableError,))
@@ -93,25 +109,33 @@ def process_file(ctx: WorkflowContext, path: str) -> str:
 
 def main() -> None:
     from ocr_service import OcrService
-    from stage import Stage
+    from stage import Stage, wait_until
 
     with Stage(app, "files") as stage, OcrService(outages=2) as service:
         url = f"sqlite:///{stage.folder / 'files.db'}"
         # Tables are made once, before there are workers: two that make them at the same time stand in each other's way.
         Base.metadata.create_all(create_engine(url))
-        letter, scribble = stage.folder / "letter.txt", stage.folder / "scribble.txt"
+        names = ("letter", "scribble", "a", "b", "c", "d")
+        letter, scribble, *others = paths = [stage.folder / f"{name}.txt" for name in names]
         letter.write_text("dear customer")
         scribble.write_text("???")
-        stage.start_worker(OCR_URL=service.url, DATABASE_URL=url)
+        for path in others:
+            path.write_text(path.stem)
+        worker = stage.start_worker(OCR_URL=service.url, DATABASE_URL=url)
 
-        runs = [process_file.delay(str(path)) for path in (letter, scribble)]
-        for path, run in zip((letter, scribble), runs, strict=True):
+        runs = [process_file.delay(str(path)) for path in paths]
+        # The API has read the first files; whose rows are written, and whose are not, is anybody's guess.
+        wait_until(lambda: service.charged > 1, "files that were read")
+        worker.kill()
+        stage.start_worker("B", OCR_URL=service.url, DATABASE_URL=url)
+        for path, run in zip(paths, runs, strict=True):
             print(f"{path.name:<13} {run.get(timeout=60)}")
 
         print("\nrows of the database")
         with Session(create_engine(url)) as session:
             for file in session.scalars(select(File).order_by(File.path)):
                 print(f"  {Path(file.path).name:<13} {file.status:<11} {file.text}".rstrip())
+            print(f"files on the bill of ann: {session.get_one(Bill, 'ann').files}")
         print(f"\ncalls of the API: {service.calls}, of which it was down for {service.refused}")
         print(f"documents it charges for: {service.charged}")
 

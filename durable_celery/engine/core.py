@@ -77,8 +77,11 @@ class Engine(Runs):
 
     # -- steps -------------------------------------------------------------------------------------------------------
 
-    def begin_step(self, key: StepKey) -> Claim | Refusal:
+    def begin_step(self, key: StepKey, *, settles: bool = False) -> Claim | Refusal:
         """Claim the next attempt of a step; a refusal means that it must not be executed.
+
+        An attempt that is one too many fails the step; where it ``settles``, it may first look what was committed: ask
+        :meth:`is_lost`.
 
         Raises:
             StoreUnavailableError: no answer; the attempt, if there was one, is given back.
@@ -92,7 +95,7 @@ class Engine(Runs):
         if isinstance(answer, Refused):
             self.publish([answer.message])
             return answer.reason
-        if self._is_lost(answer):
+        if not settles and self.is_lost(answer):
             self.lose_step(answer)
             return Refusal.FINISHED
         return answer
@@ -199,6 +202,16 @@ class Engine(Runs):
         self.publish([answer.message])
         return answer.recorded
 
+    def incarnation(self, key: StepKey) -> str:
+        """Return what tells a step's run from others that had its workflow id: when it began, in ms since 1970.
+
+        An id may be used again when its run is forgotten.
+
+        Raises:
+            StoreUnavailableError: no answer.
+        """
+        return str(self.store.history(key.workflow_id, run=key.run, limit=1)[0].at)
+
     def _sealed(self, claim: Claim, text: str) -> str:
         """Return the payload of an outcome; where a codec fails, the attempt ends without one and is repeated.
 
@@ -214,8 +227,8 @@ class Engine(Runs):
                 self.postpone_step(claim, delay=RetryPolicy().delay(claim.attempt, 0.0), error=str(error))
             raise
 
-    def _is_lost(self, claim: Claim) -> bool:
-        """Whether this attempt is one too many of a step that loses its processes."""
+    def is_lost(self, claim: Claim) -> bool:
+        """Tell whether this attempt is one too many of a step that loses its processes."""
         policy = _policy(claim)
         if is_at_most_once(claim):
             return claim.lost > 0

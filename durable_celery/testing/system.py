@@ -11,6 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, cast
+from uuid import uuid4
 
 from durable_celery.app import Binding
 from durable_celery.client import Client
@@ -39,7 +40,7 @@ if TYPE_CHECKING:
     from durable_celery.engine.turn import TurnDriver
     from durable_celery.events import Recorded
     from durable_celery.offsets import Offset
-    from durable_celery.store.protocol import RunRecord, Store, Turn
+    from durable_celery.store.protocol import RunRecord, StepKey, Store, Turn
     from durable_celery.testing.watch import Watch
     from durable_celery.workflow import Execution, WorkflowContext
 
@@ -92,6 +93,8 @@ class System:
         self.binding = LocalBinding(app, self)
         self.broker = Broker(self.clock, self.is_durable)
         self.errors: list[Exception] = []
+        #: What tells this system from others in what its steps leave in a database.
+        self.id = uuid4().hex[:12]
         #: The worker's name changes with each of its lives.
         self.name, self.lives = "worker-1", 1
         self.is_busy = False
@@ -384,6 +387,10 @@ class _CheckedEngine(Engine):
             patience=Patience(30.0, system.clock.advance, background=False),
         )
         self._system = system
+
+    def incarnation(self, key: StepKey) -> str:
+        """See :meth:`Engine.incarnation`; another environment may have the same id at the same time."""
+        return f"{super().incarnation(key)}-{self._system.id}"
 
     def _drive_to_rest(self, turn: Turn, execution: Execution, *, deliver: bool) -> TurnDriver:
         driver = super()._drive_to_rest(turn, execution, deliver=deliver)

@@ -121,7 +121,7 @@ def test_quickstart_can_be_followed(reader: Reader) -> None:
     assert "celery -A shop durable history order-o-2" in reader.typed
 
 
-@pytest.mark.parametrize("document", ["changing.md", "payloads.md"])
+@pytest.mark.parametrize("document", ["changing.md", "payloads.md", "transactions.md"])
 def test_pages_about_code_can_be_followed(reader: Reader, document: str) -> None:
     text = (ROOT / "docs" / document).read_text()
     assert "# -> " in text
@@ -129,8 +129,9 @@ def test_pages_about_code_can_be_followed(reader: Reader, document: str) -> None
     reader.follow(text)
 
 
-def test_talking_to_a_workflow_can_be_followed(reader: Reader) -> None:
-    _, _, text = CONCEPTS.read_text().partition("## Talking to a workflow\n")
+@pytest.mark.parametrize("section", ["Talking to a workflow", "Named events"])
+def test_concepts_can_be_followed(reader: Reader, section: str) -> None:
+    _, _, text = CONCEPTS.read_text().partition(f"## {section}\n")
 
     reader.follow(text.partition("\n## ")[0])
 
@@ -181,6 +182,7 @@ def test_concepts_has_every_verb(context: type) -> None:
         "docs/testing.md",
         "docs/changing.md",
         "docs/payloads.md",
+        "docs/transactions.md",
     ],
 )
 def test_links_lead_somewhere(document: str) -> None:

@@ -124,7 +124,7 @@ _ATTEMPTS = (
     Mutant(
         "a step with a retry policy is taken over from lost processes for ever",
         "rule 5, I12",
-        Engine._is_lost,
+        Engine.is_lost,
         "return claim.lost > 0 and 0 < policy.maximum_attempts < claim.attempt",
         "return False",
     ),
