@@ -43,6 +43,7 @@ if TYPE_CHECKING:
         WorkflowNotFoundError,
     )
     from durable_celery.named_events import publish_event
+    from durable_celery.outbox.tables import outbox_table
     from durable_celery.outside import complete_callback, fail_callback, heartbeat_callback
     from durable_celery.policy import RetryPolicy
     from durable_celery.task import DurableTask, durable_task
@@ -108,6 +109,7 @@ __all__ = [
     "durable_task",
     "fail_callback",
     "heartbeat_callback",
+    "outbox_table",
     "outcome_table",
     "publish_event",
     "transactional_step",
@@ -134,6 +136,7 @@ _HOMES = {
     "durable_task": "task",
     "fail_callback": "outside",
     "heartbeat_callback": "outside",
+    "outbox_table": "outbox.tables",
     "outcome_table": "transactions",
     "publish_event": "named_events",
     "transactional_step": "transactions",

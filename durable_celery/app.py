@@ -18,6 +18,7 @@ from durable_celery.dispatch import CeleryDispatcher
 from durable_celery.engine import Engine, HistoryLimits, Patience
 from durable_celery.errors import ConfigurationError, WorkflowCodeError
 from durable_celery.identity import process_name
+from durable_celery.outbox.post import Post
 from durable_celery.settings import Settings
 from durable_celery.store.protocol import Timing
 from durable_celery.versions import versions_of
@@ -66,6 +67,7 @@ class Binding:
             codec=self.codec,
             inbox_limit=self.settings.inbox_limit,
             declared=self.declared_signals,
+            post=Post(is_relayed=bool(self.settings.outbox), prefix=self.settings.outbox_prefix),
         )
         #: Whether this process belongs to a worker that was started with ``-E``.
         self.sends_events = False

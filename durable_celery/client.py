@@ -7,7 +7,7 @@ because the end of a run is in its history.
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, overload
 from uuid import uuid4
@@ -32,6 +32,7 @@ from durable_celery.events import (
     TerminalEvent,
 )
 from durable_celery.offsets import Offset
+from durable_celery.outbox import Post, signal_entry
 from durable_celery.store.protocol import RunStatus
 from durable_celery.workflow.typed_signal import Signal, signal_for
 
@@ -75,6 +76,8 @@ class Client(CallbackVerbs):
     inbox_limit: int = 0
     #: What the workflows of this process say that they take: by their names, then by those of the signals.
     declared: Callable[[], Mapping[str, Mapping[str, Signal[Any]]]] = dict
+    #: Takes what is to be part of a transaction of the caller's database.
+    post: Post = field(default_factory=lambda: Post(is_relayed=False, prefix="durable"))
 
     def signal(
         self, workflow_id: str, name: Signal[Any] | str, value: object = None, *, key: str | None = None
@@ -115,11 +118,25 @@ class Client(CallbackVerbs):
         """Add an input, if there is room for it (None: ``inbox_limit``, 0: always); return whether it is new."""
         return self._append(workflow_id, event, key, room=self.inbox_limit if room is None else room)
 
+    def post_signal(
+        self,
+        session: object,
+        workflow_id: str,
+        name: Signal[Any] | str,
+        value: object = None,
+        *,
+        key: str | None = None,
+    ) -> None:
+        """Send a signal by a row in a transaction; see :meth:`WorkflowHandle.signal_in`."""
+        run = self.store.get(check_id(workflow_id)) if self.declared() else None
+        event, event_key = self.signal_event(workflow_id, name, value, key, workflow=run.name if run else "")
+        self.post.add(session, signal_entry(workflow_id, event, event_key))
+
     def _signal(self, workflow_id: str, given: Signal[Any] | str, workflow: str | None) -> Signal[Any]:
         """Return the signal as the run's workflow declares it; the run is read only if some workflow here does."""
         name = given.name if isinstance(given, Signal) else check_own_name(given, "the name of a signal")
         if declared := self.declared():
-            workflow = workflow or self.describe(workflow_id).name
+            workflow = self.describe(workflow_id).name if workflow is None else workflow
             if takes := declared.get(workflow):
                 return signal_for(name, takes, workflow)
         return given if isinstance(given, Signal) else Signal(name)
@@ -436,6 +453,27 @@ class WorkflowHandle(Conversation, AsyncResult, Generic[R]):
     def signal(self, name: Signal[Any] | str, value: object = None, *, key: str | None = None) -> None:
         """See :meth:`Client.signal`."""
         self.client.signal(self.id, name, value, key=key)
+
+    def signal_in(
+        self, session: object, name: Signal[Any] | str, value: object = None, *, key: str | None = None
+    ) -> None:
+        """Send a signal as part of a transaction: it is sent when that commits, or not at all.
+
+        It is a row in your database, from where a worker takes it to the run (``durable_outbox``). A run that is
+        started in the same transaction, or in one that has not committed yet, is waited for, up to a day. What cannot
+        be sent, because the run has ended, stays in the table with the reason, and is logged. (client, step)
+
+        Args:
+            session: a session or connection of SQLAlchemy, or ``durable_celery.contrib.django.outbox()``.
+            name: which signal: a :class:`Signal`, or its name.
+            value: its payload.
+            key: signals with the same key are one.
+
+        Raises:
+            ConfigurationError: ``durable_outbox`` is not set, or the table is missing.
+            InvalidRequestError, PayloadError: bad input; nothing was written.
+        """
+        self.client.post_signal(session, self.id, name, value, key=key)
 
     def cancel(self, reason: str = "") -> None:
         """See :meth:`Client.cancel`."""

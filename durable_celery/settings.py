@@ -61,6 +61,10 @@ class Settings:
     patience: float = 60.0
     #: Seconds that an idle worker may leave messages in its queues before it is made to connect again; 0 for ever.
     watchdog: float = 30.0
+    #: Your databases whose outbox is relayed: a URL, an engine, what makes one or its path, django:default, or a list.
+    outbox: Any = None
+    #: What the name of the outbox's table begins with.
+    outbox_prefix: str = "durable"
     #: Unsafe settings that are accepted all the same, by the name that the error message gives.
     allow: tuple[str, ...] = ()
 

@@ -13,7 +13,7 @@ import inspect
 import logging
 from datetime import datetime
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Concatenate, Generic, NamedTuple, ParamSpec, TypeVar, overload
 
 from celery import Task, current_app, signals, states
 from celery.exceptions import Ignore, TaskPredicate
@@ -35,6 +35,7 @@ from durable_celery.errors import (
     WorkflowConflictError,
 )
 from durable_celery.events import RunCancelled, RunCompleted, RunFailed
+from durable_celery.outbox import start_entry
 from durable_celery.policy import type_name
 from durable_celery.rows import close_rows
 from durable_celery.steps import fail_unfit
@@ -60,6 +61,15 @@ _log = logging.getLogger(__name__)
 P = ParamSpec("P")
 R = TypeVar("R")
 R_co = TypeVar("R_co", covariant=True)
+
+
+class _Checked(NamedTuple):
+    """A start that may be written."""
+
+    #: Without its digest.
+    new: NewRun
+    #: JSON text of its arguments, before ``durable_codec``.
+    arguments: str
 
 
 class DurableTask(Answering[R_co], Task, Generic[P, R_co]):
@@ -143,27 +153,73 @@ class DurableTask(Answering[R_co], Task, Generic[P, R_co]):
             WorkflowConflictError: the id is taken by a run of another workflow or with other arguments.
             StoreUnavailableError: no answer from the store; repeat with the same ``task_id``.
         """
+        caller: Any = self._own_app.current_worker_task
+        given = {**options, "link": link, "link_error": link_error, "shadow": shadow}
+        checked = self._checked(args, kwargs, task_id, given)
+        started = self._start(checked)
+        if started.message is not None:
+            self.binding.dispatcher.publish_first(started.message, producer=producer)
+        handle = self.AsyncResult(checked.new.workflow_id)
+        if caller is not None and options.get("add_to_parent", True):
+            caller.add_trail(handle)
+        return handle
+
+    def start_in(
+        self,
+        session: object,
+        args: Sequence[Any] | None = None,
+        kwargs: Mapping[str, Any] | None = None,
+        *,
+        task_id: str | None = None,
+        **options: Any,
+    ) -> WorkflowHandle[R_co]:
+        """Start the workflow as part of a transaction: it is started when that commits, or not at all.
+
+        It is a row in your database, from where a worker takes it to the store (``durable_outbox``). If the id is taken
+        by then, by a run with other arguments, the row stays in the table with the reason, and it is logged. (client,
+        step)
+
+        Args:
+            session: a session or connection of SQLAlchemy, or ``durable_celery.contrib.django.outbox()``.
+            args: arguments of the workflow.
+            kwargs: its keyword arguments.
+            task_id: the run.
+            **options: those of :meth:`apply_async`; ``countdown`` counts from now.
+
+        Returns:
+            The handle of the run, which does not exist before the commit.
+
+        Raises:
+            TypeError: the arguments do not fit the workflow's signature.
+            ConfigurationError: ``durable_outbox`` is not set, or the table is missing.
+            InvalidIdError, PayloadError: bad input; nothing was written.
+        """
+        given = {"link": None, "link_error": None, "shadow": None, **options}
+        new, _ = self._checked(args, kwargs, task_id, given)
+        self.binding.client.post.add(session, start_entry(new))
+        return self.AsyncResult(new.workflow_id)
+
+    def _checked(
+        self,
+        args: Sequence[Any] | None,
+        kwargs: Mapping[str, Any] | None,
+        task_id: str | None,
+        options: dict[str, Any],
+    ) -> _Checked:
+        """Return what a start writes, once nothing is wrong with it."""
         app = self._own_app
         if app.conf.task_always_eager:
             raise ConfigurationError(EAGER)
         args, kwargs = tuple(args or ()), dict(kwargs or {})
         if self.typing:
             self.__header__(*args, **kwargs)
-        caller: Any = app.current_worker_task
-        given = {**options, "link": link, "link_error": link_error, "shadow": shadow}
-        given = self._start_options(args, kwargs, given, caller)
-        binding, workflow_id = self.binding, check_id(task_id or uuid())
+        given = self._start_options(args, kwargs, options, app.current_worker_task)
+        workflow_id = check_id(task_id or uuid())
         self._refuse_callbacks(given)
         text = envelope(given)
         # A queue that Celery does not know is the caller's mistake, and is refused before anything is written.
-        binding.dispatcher.queue_of(self.name, text)
-        started = self._start(workflow_id, args, kwargs, text, **_waits(app, given))
-        if started.message is not None:
-            binding.dispatcher.publish_first(started.message, producer=producer)
-        handle: WorkflowHandle[R_co] = WorkflowHandle(workflow_id, client=binding.client, app=app)
-        if caller is not None and options.get("add_to_parent", True):
-            caller.add_trail(handle)
-        return handle
+        self.binding.dispatcher.queue_of(self.name, text)
+        return self._new(workflow_id, args, kwargs, text, **_waits(app, given))
 
     def _start_options(
         self, args: tuple[Any, ...], kwargs: dict[str, Any], options: dict[str, Any], caller: Any
@@ -291,15 +347,15 @@ class DurableTask(Answering[R_co], Task, Generic[P, R_co]):
         text = envelope(options)
         waits = _waits(self._own_app, {"eta": self.request.get(ETA), "expires": self.request.expires})
         try:
-            self._start(check_id(self.request.id), args, kwargs, text, **waits)
+            self._start(self._new(check_id(self.request.id), args, kwargs, text, **waits))
         except WorkflowConflictError as error:
             # The run that has the id goes on; the producer cannot be told, so the log must.
             _log.warning("a start was refused: %s", error)
             raise Ignore(str(error)) from error
 
-    def _start(
+    def _new(
         self, workflow_id: str, args: Sequence[Any], kwargs: Mapping[str, Any], options: str, **waits: Any
-    ) -> Started:
+    ) -> _Checked:
         codec, place = self.binding.codec, Place(workflow_id, "start")
         text = codec.dumps([list(args), dict(kwargs)], f"the arguments of workflow {self.name}")
         payload = codec.seal(text, place)
@@ -312,7 +368,11 @@ class DurableTask(Answering[R_co], Task, Generic[P, R_co]):
             envelope=options,
             **waits,
         )
-        return start_run(self.binding.store, new, codec.digests(text, place))
+        return _Checked(new, text)
+
+    def _start(self, checked: _Checked) -> Started:
+        digests = self.binding.codec.digests(checked.arguments, Place(checked.new.workflow_id, "start"))
+        return start_run(self.binding.store, checked.new, digests)
 
     def _refuse_callbacks(self, options: Mapping[str, Any]) -> None:
         """Refuse what would carry a hidden result through the broker in plain."""

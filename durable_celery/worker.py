@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from durable_celery.app import Binding
+    from durable_celery.relay import Relay
     from durable_celery.store.protocol import Finding
 
 __all__ = ["DurableStep", "Heart"]
@@ -53,6 +54,8 @@ class DurableStep(bootsteps.StartStopStep):
     """Checks the set-up, wraps the tasks and starts the heart."""
 
     requires = ("celery.worker.components:Pool",)
+    #: Takes starts and signals from the user's databases, if there are any to look at.
+    relay: Relay | None = None
 
     def create(self, parent: Any) -> None:
         """Check and wrap before the pool forks its processes.
@@ -64,6 +67,7 @@ class DurableStep(bootsteps.StartStopStep):
         try:
             binding = binding_of(parent.app)
             check(binding)
+            self.relay = _relay_of(binding)
         except (ConfigurationError, StoreUnavailableError) as error:
             refusal = f"this worker does not start. {error}"
             raise CeleryCommandException(refusal, EX_FAILURE) from error
@@ -79,11 +83,22 @@ class DurableStep(bootsteps.StartStopStep):
         heart = Heart(binding)
         heart.renew()
         works = [heart.renew, heart.sweep]
+        if self.relay is not None:
+            works.append(self.relay.relay)
         if binding.settings.watchdog:
             works.append(Watchdog(parent, binding.settings.watchdog).look)
         for work in works:
             threading.Thread(target=heart.run, args=(work,), name=f"durable-{work.__name__}", daemon=True).start()
         signals.worker_shutdown.connect(heart.stop, weak=False)
+
+
+def _relay_of(binding: Binding) -> Relay | None:
+    if not binding.settings.outbox:
+        return None
+    # It brings SQLAlchemy along, which not every worker needs.
+    from durable_celery.relay import Relay
+
+    return Relay(binding)
 
 
 class Heart:

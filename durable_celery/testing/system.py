@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from durable_celery.engine.turn import TurnDriver
     from durable_celery.events import Recorded
     from durable_celery.offsets import Offset
+    from durable_celery.relay import Relay
     from durable_celery.store.protocol import RunRecord, StepKey, Store, Turn
     from durable_celery.testing.watch import Watch
     from durable_celery.workflow import Execution, WorkflowContext
@@ -95,6 +96,7 @@ class System:
         self.errors: list[Exception] = []
         #: What tells this system from others in what its steps leave in a database.
         self.id = uuid4().hex[:12]
+        self._relay: Relay | None = None
         #: The worker's name changes with each of its lives.
         self.name, self.lives = "worker-1", 1
         self.is_busy = False
@@ -206,7 +208,7 @@ class System:
             else:
                 self.store.renew([self.name])
                 self.engine.patience.work_off()
-                if not self.engine.sweep().counts:
+                if not (self.engine.sweep().counts or self._relayed()):
                     return False
         except Crash:
             self.restart()
@@ -218,6 +220,16 @@ class System:
             # Where it was found is inside of the library; its message says what the user's code did.
             raise error.with_traceback(None)
         return True
+
+    def _relayed(self) -> bool:
+        """Relay what is in the outbox, if this process has put something there; tell whether that did anything."""
+        if not self.binding.client.post.count:
+            return False
+        if self._relay is None:
+            from durable_celery.relay import Relay
+
+            self._relay = Relay(self.binding)
+        return self._relay.look() > 0
 
     def restart(self) -> None:
         """Put a new worker in the place of one that died; what the old one had in hand is free at once."""

@@ -72,6 +72,8 @@ class Reader:
             return
         if start := re.fullmatch(r"celery -A (\w+) worker", command):
             self.start(start[1])
+        elif command.startswith("python -c"):
+            self.output([sys.executable, *shlex.split(command)[1:]])
         elif command.startswith("pkill -9"):
             assert self.worker is not None
             self.worker.kill()

@@ -4,7 +4,7 @@ from django.apps import AppConfig
 
 
 class DurableCeleryConfig(AppConfig):
-    """Has the table of outcomes."""
+    """Has the tables."""
 
     name = "durable_celery.contrib.django"
     label = "durable_celery"

@@ -1,4 +1,4 @@
-"""The table of outcomes; its columns are those of :func:`durable_celery.outcome_table`."""
+"""The tables of transactional steps and of the outbox; their columns are those of the tables for SQLAlchemy."""
 
 from typing import Any
 
@@ -30,3 +30,25 @@ class Outcome(models.Model):
 
     def __str__(self) -> str:
         return f"{self.step}, attempt {self.attempt}"
+
+
+class OutboxEntry(models.Model):
+    """A start or a signal that waits to be relayed; see :func:`durable_celery.outbox_table`."""
+
+    id = models.BigAutoField(primary_key=True)
+    kind = models.CharField(max_length=16)
+    workflow_id = models.CharField(max_length=255)
+    body = models.TextField()
+    at = models.BigIntegerField()
+    not_before = models.BigIntegerField(null=True, db_index=True)
+    tries = models.IntegerField()
+    error = models.TextField(null=True)  # noqa: DJ001 - as the table of SQLAlchemy has it
+
+    class Meta:
+        """Where it is."""
+
+        app_label = "durable_celery"
+        db_table = "durable_outbox"
+
+    def __str__(self) -> str:
+        return f"{self.kind} of {self.workflow_id}"
