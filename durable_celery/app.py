@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
     from celery import Celery
 
+    from durable_celery.archive import Archive
     from durable_celery.store.protocol import StepMessage, Store
     from durable_celery.workflow import Definition, Signal
 
@@ -61,8 +62,10 @@ class Binding:
             patience=Patience(self.settings.patience),
         )
         self.engine.limits = HistoryLimits(events=self.settings.history_limit, size=self.settings.history_bytes_limit)
+        #: Where closed runs are kept for good, if anywhere. A test's store has none.
+        self.archive = None if store is not None else archive_of(self.settings)
         self.client = Client(
-            store=self.store,
+            store=_seen_by_clients(self.store, self.archive, self.settings),
             engine=self.engine,
             codec=self.codec,
             inbox_limit=self.settings.inbox_limit,
@@ -160,6 +163,28 @@ def open_store(app: Celery, settings: Settings) -> Store:
         f"{app.connection_for_write().as_uri()})"
     )
     raise ConfigurationError(msg)
+
+
+def archive_of(settings: Settings) -> Archive | None:
+    """Return the archive that the settings name.
+
+    Raises:
+        ConfigurationError: they name one that cannot be.
+    """
+    if not settings.archive:
+        return None
+    # It brings SQLAlchemy along, which not every app needs.
+    from durable_celery.archive import Archive
+
+    return Archive(settings.archive, settings.namespace)
+
+
+def _seen_by_clients(store: Store, archive: Archive | None, settings: Settings) -> Store:
+    if archive is None:
+        return store
+    from durable_celery.archive import with_archive
+
+    return with_archive(store, archive, settings.retention)
 
 
 def timing_of(settings: Settings) -> Timing:

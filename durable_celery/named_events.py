@@ -24,6 +24,7 @@ from durable_celery.errors import (
     WorkflowCancelled,
     WorkflowClosedError,
     WorkflowConflictError,
+    WorkflowNotFoundError,
 )
 from durable_celery.events import RunCompleted, SignalReceived, StepCompleted
 from durable_celery.outside import current_app
@@ -129,7 +130,8 @@ class NamedEvent:
             # It has a place in any inbox, however many wait in it.
             if client.add(self.id, signal, key, room=0):
                 return True
-        except WorkflowClosedError:
+        except (WorkflowClosedError, WorkflowNotFoundError):
+            # It has been, perhaps so long ago that only the archive knows of it.
             pass
         stands = self._text()
         if stands is None:
@@ -149,7 +151,7 @@ class NamedEvent:
     def _subscribe(self, key: str) -> None:
         """Let a step hear of it; where there is no room for that now, it asks again."""
         signal, known_by = self.client.signal_event(self.id, _WAITER, key, key, workflow=EVENT)
-        with suppress(InboxFullError, WorkflowClosedError):
+        with suppress(InboxFullError, WorkflowClosedError, WorkflowNotFoundError):
             self.client.add(self.id, signal, known_by)
 
     def tell(self, keys: Iterable[str], *, is_cancelled: bool) -> None:

@@ -65,6 +65,8 @@ class Settings:
     outbox: Any = None
     #: What the name of the outbox's table begins with.
     outbox_prefix: str = "durable"
+    #: SQL database that keeps closed runs for good: a URL, an engine, what makes one or its path.
+    archive: Any = None
     #: Unsafe settings that are accepted all the same, by the name that the error message gives.
     allow: tuple[str, ...] = ()
 

@@ -37,10 +37,9 @@ from durable_celery.waits import spare_tracebacks
 from durable_celery.watchdog import Watchdog
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator, Sequence
 
     from durable_celery.app import Binding
-    from durable_celery.relay import Relay
     from durable_celery.store.protocol import Finding
 
 __all__ = ["DurableStep", "Heart"]
@@ -54,8 +53,8 @@ class DurableStep(bootsteps.StartStopStep):
     """Checks the set-up, wraps the tasks and starts the heart."""
 
     requires = ("celery.worker.components:Pool",)
-    #: Takes starts and signals from the user's databases, if there are any to look at.
-    relay: Relay | None = None
+    #: What the settings ask for besides: each is done again and again, after the seconds that it returns.
+    duties: Sequence[Callable[[], float]] = ()
 
     def create(self, parent: Any) -> None:
         """Check and wrap before the pool forks its processes.
@@ -67,7 +66,7 @@ class DurableStep(bootsteps.StartStopStep):
         try:
             binding = binding_of(parent.app)
             check(binding)
-            self.relay = _relay_of(binding)
+            self.duties = list(_duties_of(binding))
         except (ConfigurationError, StoreUnavailableError) as error:
             refusal = f"this worker does not start. {error}"
             raise CeleryCommandException(refusal, EX_FAILURE) from error
@@ -82,9 +81,7 @@ class DurableStep(bootsteps.StartStopStep):
         binding = binding_of(parent.app)
         heart = Heart(binding)
         heart.renew()
-        works = [heart.renew, heart.sweep]
-        if self.relay is not None:
-            works.append(self.relay.relay)
+        works = [heart.renew, heart.sweep, *self.duties]
         if binding.settings.watchdog:
             works.append(Watchdog(parent, binding.settings.watchdog).look)
         for work in works:
@@ -92,13 +89,24 @@ class DurableStep(bootsteps.StartStopStep):
         signals.worker_shutdown.connect(heart.stop, weak=False)
 
 
-def _relay_of(binding: Binding) -> Relay | None:
-    if not binding.settings.outbox:
-        return None
-    # It brings SQLAlchemy along, which not every worker needs.
-    from durable_celery.relay import Relay
+def _duties_of(binding: Binding) -> Iterator[Callable[[], float]]:
+    """Yield what the settings ask for besides. It brings SQLAlchemy along, which not every worker needs.
 
-    return Relay(binding)
+    Raises:
+        ConfigurationError: a database has not the tables.
+    """
+    if binding.settings.outbox:
+        from durable_celery.relay import Relay
+
+        yield Relay(binding).relay
+    if binding.archive is not None:
+        from durable_celery.archive.archiver import Archiver
+
+        try:
+            binding.archive.check()
+        except StoreUnavailableError as error:
+            _log.warning("%s; it is asked again", error)
+        yield Archiver(binding.store, binding.archive, binding.settings.retention).archive_runs
 
 
 class Heart:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import click
 
+from durable_celery.cli.archive import archive
 from durable_celery.cli.callbacks import callback
 from durable_celery.cli.export import export
 from durable_celery.cli.migrate import migrate
@@ -29,6 +30,6 @@ def durable() -> None:
 
 for _command in (
     list_, show, history, export, signal, callback, complete, fail, cancel, query, update, follow, publish_event,
-    migrate,
+    migrate, archive,
 ):  # fmt: skip
     durable.add_command(_command)

@@ -1,4 +1,4 @@
-"""``migrate``: make the tables of an SQL store, or bring them up to date."""
+"""``migrate``: make the tables of an SQL store and of the archive, or bring them up to date."""
 
 from __future__ import annotations
 
@@ -16,15 +16,20 @@ __all__ = ["migrate"]
 @click.pass_context
 @command
 def migrate(ctx: click.Context, *, as_json: bool) -> None:
-    """Make the tables of an SQL store, or bring them up to date. May be repeated, and while workers run."""
+    """Make the tables of an SQL store and of the archive, or bring them up to date. It may be repeated."""
     from durable_celery.app import binding_of
 
     binding = binding_of(ctx.obj.app)
     store: Any = binding.store
-    if not hasattr(store, "migrate"):
-        raise ConfigurationError("this app's store has no tables: only SQL stores are migrated")
-    version = store.migrate()
+    has_tables, archive = hasattr(store, "migrate"), binding.archive
+    if not has_tables and archive is None:
+        raise ConfigurationError("this app's store has no tables, and it has no archive: there is nothing to migrate")
+    version = store.migrate() if has_tables else None
+    if archive is not None:
+        archive.migrate()
+    namespace = binding.settings.namespace
     if as_json:
-        show_json(ctx, {"namespace": binding.settings.namespace, "schema": version})
-    else:
-        show_lines(ctx, [f"the tables {binding.settings.namespace}_* are at schema {version}"])
+        show_json(ctx, {"namespace": namespace, "schema": version, "archive": archive is not None})
+        return
+    lines = [f"the tables {namespace}_* are at schema {version}"] if has_tables else []
+    show_lines(ctx, [*lines, *([f"the tables {namespace}_archive_* are there"] if archive is not None else [])])

@@ -5,10 +5,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import Engine, create_engine
-from sqlalchemy.exc import ArgumentError
-
-from durable_celery.errors import ConfigurationError
+from durable_celery.databases import engine_of
 from durable_celery.outbox.tables import SqlShelf, table_of
 
 if TYPE_CHECKING:
@@ -41,30 +38,4 @@ def _shelf(source: Any, prefix: str) -> Shelf:
         django = import_module("durable_celery.contrib.django.outbox")
         shelf: Shelf = django.DjangoShelf(source.removeprefix(_DJANGO))
         return shelf
-    return SqlShelf(_engine(source), table_of(prefix))
-
-
-def _engine(source: Any) -> Engine:
-    if isinstance(source, str):
-        source = _named(source)
-    made = source() if callable(source) and not isinstance(source, Engine) else source
-    if not isinstance(made, Engine):
-        raise ConfigurationError(
-            f"durable_outbox takes the URL of an SQL database, an engine, or what makes one, not {source!r}"
-        )
-    return made
-
-
-def _named(text: str) -> Any:
-    """Return what a URL or a dotted path stands for."""
-    if "://" in text:
-        try:
-            return create_engine(text, pool_pre_ping=True)
-        except (ArgumentError, ImportError) as error:
-            # Without the text, which may have a password.
-            raise ConfigurationError(f"durable_outbox is no URL of a database: {type(error).__name__}") from error
-    module, _, name = text.partition(":")
-    try:
-        return getattr(import_module(module), name)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ConfigurationError(f"durable_outbox names {text!r}, which cannot be imported: {error}") from error
+    return SqlShelf(engine_of(source, "durable_outbox"), table_of(prefix))

@@ -43,12 +43,13 @@ from sqlalchemy.dialects.mysql import LONGTEXT, VARBINARY
 from durable_celery.errors import ConfigurationError
 from durable_celery.store.limits import KINDS
 
-__all__ = ["CommandRow", "EventRow", "Place", "RunRow", "Tables", "process_of"]
+__all__ = ["NAMESPACE", "CommandRow", "EventRow", "Place", "RunRow", "Tables", "process_of"]
 
 #: workflow id, run and number of a command
 Place = tuple[str, int, int]
 
-_NAMESPACE = re.compile(r"[a-z][a-z0-9_]{0,39}")
+#: What may be the first part of a table's name on every database.
+NAMESPACE = re.compile(r"[a-z][a-z0-9_]{0,39}")
 #: MySQL's own default would take "A" for "a", and a text for one with a space behind it.
 _MYSQL: dict[str, Any] = {"mysql_engine": "InnoDB", "mysql_charset": "utf8mb4", "mysql_collate": "utf8mb4_bin"}
 _LONG = Text().with_variant(LONGTEXT(), "mysql", "mariadb")
@@ -90,7 +91,7 @@ class Tables:
     """
 
     def __init__(self, namespace: str, metadata: MetaData | None = None) -> None:
-        if not _NAMESPACE.fullmatch(namespace):
+        if not NAMESPACE.fullmatch(namespace):
             raise ConfigurationError(
                 f"namespace {namespace!r} cannot name tables: in an SQL store it takes up to 40 lower-case letters, "
                 "digits and underscores, a letter first"
