@@ -14,7 +14,7 @@ import logging
 import time
 from typing import TYPE_CHECKING, Any
 
-from celery.backends.base import DisabledBackend, KeyValueStoreBackend
+from celery.backends.rpc import RPCBackend
 from celery.utils.saferepr import saferepr
 from kombu.exceptions import OperationalError
 from kombu.utils import json as kombu_json
@@ -198,7 +198,7 @@ class CeleryDispatcher:
     @property
     def results_are_messages(self) -> bool:
         """Whether the result backend sends results to the caller (rpc) instead of storing them."""
-        return not isinstance(self.app.backend, KeyValueStoreBackend | DisabledBackend)
+        return isinstance(self.app.backend, RPCBackend)
 
     def child_envelope(self, message: StepMessage) -> str:
         """See :meth:`Dispatcher.child_envelope`."""

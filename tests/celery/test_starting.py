@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from celery.exceptions import QueueNotFound, TaskRevokedError
+from redis import Redis
 
 from durable_celery import ConfigurationError, DurableError
 from durable_celery.events import TimerFired
@@ -28,6 +29,22 @@ def test_delay_and_signatures_start_a_run(shop: Any) -> None:
     assert shop.double.s(3).delay().get(WAIT) == 6
     assert shop.double.si(4).apply_async().get(WAIT) == 8
     assert shop.double.s().apply_async((5,)).get(WAIT) == 10
+
+
+def test_a_start_costs_a_stored_result_nothing(shop: Any, shop_server: RedisServer, key: str) -> None:
+    """Only where results are messages does the caller need a queue for them; a Redis backend would be subscribed to."""
+
+    def subscriptions() -> int:
+        client: Any = Redis.from_url(shop_server.url)
+        with client:
+            return int(client.info("commandstats").get("cmdstat_subscribe", {}).get("calls", 0))
+
+    before = subscriptions()
+    handle = shop.double.apply_async((2,), task_id=key)
+
+    assert "reply_to" not in handle.describe().envelope
+    assert handle.get(WAIT) == 4
+    assert subscriptions() == before
 
 
 def test_the_same_task_id_twice_gives_one_run(shop: Any, key: str) -> None:
