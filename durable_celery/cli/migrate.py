@@ -13,9 +13,10 @@ __all__ = ["migrate"]
 
 
 @click.command()
+@click.option("--post", is_flag=True, help="After a deploy: also take away what only the release before has used.")
 @click.pass_context
 @command
-def migrate(ctx: click.Context, *, as_json: bool) -> None:
+def migrate(ctx: click.Context, *, post: bool, as_json: bool) -> None:
     """Make the tables of an SQL store and of the archive, or bring them up to date. It may be repeated."""
     from durable_celery.app import binding_of
 
@@ -24,7 +25,7 @@ def migrate(ctx: click.Context, *, as_json: bool) -> None:
     has_tables, archive = hasattr(store, "migrate"), binding.archive
     if not has_tables and archive is None:
         raise ConfigurationError("this app's store has no tables, and it has no archive: there is nothing to migrate")
-    version = store.migrate() if has_tables else None
+    version = store.migrate(post=post) if has_tables else None
     if archive is not None:
         archive.migrate()
     namespace = binding.settings.namespace

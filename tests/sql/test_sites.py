@@ -108,7 +108,9 @@ def test_a_worker_without_its_tables_does_not_start_and_names_the_command(
 
 
 def test_migrate_answers_programs_and_refuses_other_stores(untouched: Database) -> None:
-    assert json.loads(durable(untouched, "migrate", "--json").stdout) == {"namespace": untouched.namespace, "schema": 1}
+    answer = {"namespace": untouched.namespace, "schema": 1, "archive": False}
+    assert json.loads(durable(untouched, "migrate", "--json").stdout) == answer
+    assert json.loads(durable(untouched, "migrate", "--post", "--json").stdout) == answer
     assert SqlStore(untouched.url, namespace=untouched.namespace).get("w") is None
 
     refused = durable(Database("redis://127.0.0.1:1/0", "durable"), "migrate")

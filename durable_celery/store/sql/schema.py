@@ -3,6 +3,10 @@
 The number of the schema stands in the table ``<namespace>_schema``, written by the revisions themselves, so that it is
 right whoever runs them: ``celery durable migrate``, or the user's own Alembic tree. A number above ours is accepted: a
 new schema serves the release before it, which still runs while the new one is deployed.
+
+So a change comes as a pair of revisions. The first adds what the new release needs and takes nothing from the old one:
+it is run before the deploy. The second, with ``phase = "post"`` in its module, takes away what only the old release
+used: it is run after the deploy (``migrate --post``), or before the next one.
 """
 
 from __future__ import annotations
@@ -45,8 +49,14 @@ def drop_tables(connection: Connection, namespace: str) -> None:
     Tables(namespace).metadata.drop_all(connection)
 
 
-def migrate(connection: Connection, namespace: str) -> None:
+def migrate(connection: Connection, namespace: str, *, post: bool = False, versions: Path = VERSIONS) -> None:
     """Run the Alembic revisions that are still to be run; the caller commits.
+
+    Args:
+        connection: to the database.
+        namespace: what the tables' names begin with.
+        post: also what the release before this one cannot stand.
+        versions: where the revisions lie (tests).
 
     Raises:
         ConfigurationError: Alembic is not installed.
@@ -54,6 +64,7 @@ def migrate(connection: Connection, namespace: str) -> None:
     try:
         from alembic import command
         from alembic.config import Config
+        from alembic.script import ScriptDirectory
     except ImportError as error:
         raise ConfigurationError(
             "the tables of an SQL store are made by Alembic, which is not installed. "
@@ -61,5 +72,10 @@ def migrate(connection: Connection, namespace: str) -> None:
         ) from error
     config = Config()
     config.set_main_option("script_location", str(VERSIONS.parent).replace("%", "%%"))
+    config.set_main_option("version_locations", str(versions).replace("%", "%%"))
+    config.set_main_option("path_separator", "newline")
     config.attributes.update(connection=connection, namespace=namespace)
-    command.upgrade(config, "head")
+    revisions = ScriptDirectory.from_config(config).walk_revisions()
+    # Head first. What comes before a pair's first half was done with the release before, or is done now.
+    harmless = (script for script in revisions if post or getattr(script.module, "phase", "pre") != "post")
+    command.upgrade(config, next(harmless).revision)

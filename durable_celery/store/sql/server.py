@@ -96,11 +96,11 @@ class Server:
         """Give back all that a dead process holds, and forget the process. False if it is alive, or not known."""
         return self._patiently(lambda: self._once(lambda desk: free_process(desk, process)))
 
-    def migrate(self) -> int:
+    def migrate(self, *, post: bool = False) -> int:
         """Bring the tables up to date, and return the number of their schema."""
 
         def act(connection: Connection) -> int:
-            migrate(connection, self.namespace)
+            migrate(connection, self.namespace, post=post)
             return version_of(connection, self.tables)
 
         return self._patiently(lambda: self._in_transaction(act))

@@ -80,14 +80,14 @@ class SqlStore:
         self.timing = timing
         self._server = Server(url_of(url), namespace, timing, now)
 
-    def migrate(self) -> int:
+    def migrate(self, *, post: bool = False) -> int:
         """Bring the tables up to date, and return the number of their schema (operator). May be repeated.
 
         Raises:
             ConfigurationError: Alembic is not installed, or the database does not allow it.
             StoreUnavailableError: the database does not answer.
         """
-        return self._server.migrate()
+        return self._server.migrate(post=post)
 
     def findings(self) -> list[Finding]:
         """Return what is to be said about the database's settings.
