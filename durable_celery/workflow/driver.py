@@ -1,12 +1,12 @@
 """Greenlets: how workflow code is entered, how it blocks, and how it asks for something outside of itself.
 
-``feed`` runs in the *driver*, an ordinary greenlet of the worker. It enters the event loop in a new
-:class:`WorkflowGreenlet` each time, so an execution whose code is ``async def`` may go on in any thread. ``def`` code
-runs in greenlets of its own: a task of the loop (:meth:`Driver.run_blocking`) waits for whatever the code blocks on
-and then switches back into it.
+``feed`` runs in the *driver*, an ordinary greenlet of the worker. It enters the event loop in a
+:class:`WorkflowGreenlet` that lives as long as the feed, so an execution whose code is ``async def`` may go on in any
+thread. ``def`` code runs in greenlets of its own: a task of the loop (:meth:`Driver.run_blocking`) waits for whatever
+the code blocks on and then switches back into it.
 
 Invariant: when :meth:`Driver.enter` returns, no greenlet of the execution runs; the only suspended ones are those of
-``def`` code that waits, each held by its task.
+``def`` code that waits, each held by its task, and within :meth:`Driver.session` the one that is entered.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import logging
 import sys
 import threading
 from collections.abc import Awaitable, Callable, Coroutine, Generator
+from contextlib import contextmanager
 from contextvars import copy_context
 from dataclasses import dataclass
 from functools import partial
@@ -36,6 +37,8 @@ _logger = logging.getLogger(__name__)
 #: The code of a task.
 _Suspended = Coroutine[Any, Any, Any] | Generator[Any, Any, Any]
 
+#: What a greenlet of the loop answers when its work is done.
+_AT_REST = object()
 #: How often code that will not end is told to, while it is unwound.
 _PATIENCE = 20
 #: Greenlets of code that would not end. Kept, because collecting them would throw into them once more.
@@ -76,6 +79,9 @@ class Driver:
         self._home: greenlet.greenlet | None = None
         self._thread: int | None = None
         self._refusals = 0
+        # The greenlet that is entered again and again while there is a session.
+        self._worker: WorkflowGreenlet | None = None
+        self._has_session = False
         #: True while suspended code is being ended.
         self.unwinding = False
 
@@ -92,17 +98,42 @@ class Driver:
         outer = _Asyncio.current()
         own = _Asyncio(self._loop, None, self._loop.drop_generator)
         self._home = greenlet.getcurrent()
-        inner = self._greenlet(work)
+        inner = self._worker or self._greenlet(self._work)
+        # One that raises has ended, and so has a session's.
+        self._worker = None
         own.put_in_place()
         try:
-            request = inner.switch()
+            request = inner.switch(work)
             while isinstance(request, _Request):
                 request = request.caller.switch(self._serve(request, outer, own))
         finally:
             outer.put_in_place()
             self._home = None
-        if not inner.dead:
+        if request is not _AT_REST:
             _stuck.append(inner)
+        elif self._has_session:
+            self._worker = inner
+        else:
+            inner.switch(None)
+
+    @contextmanager
+    def session(self) -> Generator[None]:
+        """Enter one and the same greenlet each time, which is what entering costs."""
+        self._has_session = True
+        try:
+            yield
+        finally:
+            self._has_session, worker, self._worker = False, self._worker, None
+            if worker is not None:
+                worker.switch(None)
+
+    def _work(self, work: Callable[[], object] | None) -> None:
+        """Do what is asked for, one thing after the other, until there is no more (a greenlet of the loop)."""
+        current = greenlet.getcurrent()
+        while work is not None:
+            work()
+            assert current.parent is not None  # noqa: S101 - it was entered from there
+            work = current.parent.switch(_AT_REST)
 
     def _serve(self, request: _Request, outer: _Asyncio, own: _Asyncio) -> Any:
         outer.put_in_place()
@@ -198,7 +229,7 @@ class Driver:
     def _bind_thread(self) -> None:
         self._thread = threading.get_native_id()
 
-    def _greenlet(self, work: Callable[[], object]) -> WorkflowGreenlet:
+    def _greenlet(self, work: Callable[..., object]) -> WorkflowGreenlet:
         created = WorkflowGreenlet(work)
         created.report = self._report
         return created

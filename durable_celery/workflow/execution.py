@@ -164,8 +164,9 @@ class Execution:
         machine.before_local = before_local
         try:
             machine.journal.index(events)
-            for recorded in events:
-                self._see(recorded, fresh_after)
+            with machine.driver.session():
+                for recorded in events:
+                    self._see(recorded, fresh_after)
         except BaseException:
             self.evict()
             raise
