@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from durable_celery.canvas import durable
-    from durable_celery.client import WorkflowHandle
     from durable_celery.current import StepInfo, current_step
+    from durable_celery.decorator import durable_task
     from durable_celery.errors import (
         BatchFailedError,
         CallbackFailedError,
@@ -42,11 +42,12 @@ if TYPE_CHECKING:
         WorkflowConflictError,
         WorkflowNotFoundError,
     )
+    from durable_celery.handle import WorkflowHandle
     from durable_celery.named_events import publish_event
     from durable_celery.outbox.tables import outbox_table
     from durable_celery.outside import complete_callback, fail_callback, heartbeat_callback
     from durable_celery.policy import RetryPolicy
-    from durable_celery.task import DurableTask, durable_task
+    from durable_celery.task import DurableTask
     from durable_celery.transactions import outcome_table, transactional_step
     from durable_celery.updates import UpdateHandle
     from durable_celery.workflow import (
@@ -129,11 +130,11 @@ _HOMES = {
     "Update": "workflow",
     "UpdateHandle": "updates",
     "WorkflowContext": "workflow",
-    "WorkflowHandle": "client",
+    "WorkflowHandle": "handle",
     "complete_callback": "outside",
     "current_step": "current",
     "durable": "canvas",
-    "durable_task": "task",
+    "durable_task": "decorator",
     "fail_callback": "outside",
     "heartbeat_callback": "outside",
     "outbox_table": "outbox.tables",

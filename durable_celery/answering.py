@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping, Sequence
 
     from durable_celery.app import Binding
-    from durable_celery.client import WorkflowHandle
+    from durable_celery.handle import WorkflowHandle
 
 __all__ = ["Answering"]
 

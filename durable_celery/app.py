@@ -12,11 +12,12 @@ from weakref import WeakKeyDictionary
 
 from celery._state import _get_active_apps, connect_on_app_finalize
 
-from durable_celery.client import Client, WorkflowHandle
+from durable_celery.client import Client
 from durable_celery.codec import Codec, chain_of
 from durable_celery.dispatch import CeleryDispatcher
 from durable_celery.engine import Engine, HistoryLimits, Patience
 from durable_celery.errors import ConfigurationError, WorkflowCodeError
+from durable_celery.handle import WorkflowHandle
 from durable_celery.identity import process_name
 from durable_celery.outbox.post import Post
 from durable_celery.settings import Settings

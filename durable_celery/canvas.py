@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 from celery.canvas import Signature
 
+from durable_celery.decorator import durable_task
 from durable_celery.errors import UnknownTaskError
-from durable_celery.task import durable_task
 
 if TYPE_CHECKING:
-    from durable_celery.client import WorkflowHandle
+    from durable_celery.handle import WorkflowHandle
     from durable_celery.workflow import WorkflowContext
 
     class DurableSignature(Signature):

@@ -15,6 +15,7 @@ from celery import shared_task
 from durable_celery.app import binding_of
 from durable_celery.codec import place_of
 from durable_celery.current import current_step
+from durable_celery.decorator import durable_task
 from durable_celery.dispatch import header_of
 from durable_celery.errors import (
     DurableError,
@@ -29,7 +30,6 @@ from durable_celery.errors import (
 from durable_celery.events import RunCompleted, SignalReceived, StepCompleted
 from durable_celery.outside import current_app
 from durable_celery.store.protocol import StepKey
-from durable_celery.task import durable_task
 from durable_celery.workflow.named_events import EVENT, EVENT_PREFIX, PUBLISH, TELL, UNTIL_DONE, WAIT, event_id
 
 if TYPE_CHECKING:

@@ -17,7 +17,7 @@ from durable_celery.workflow import Note
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from durable_celery.client import WorkflowHandle
+    from durable_celery.handle import WorkflowHandle
 
 __all__ = ["follow", "query", "update"]
 

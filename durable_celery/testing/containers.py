@@ -21,7 +21,7 @@ from durable_celery.app import binding_of
 from durable_celery.testing.processes import wait_until
 
 if TYPE_CHECKING:
-    from durable_celery.client import WorkflowHandle
+    from durable_celery.handle import WorkflowHandle
     from durable_celery.store.protocol import RunRecord
     from durable_celery.testing.processes import Process, RedisProcess
 

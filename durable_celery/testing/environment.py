@@ -10,8 +10,8 @@ from unittest.mock import call
 
 from celery import _state
 
-from durable_celery.client import WorkflowHandle
 from durable_celery.errors import DurableError, InvalidRequestError
+from durable_celery.handle import WorkflowHandle
 from durable_celery.named_events import publish_event
 from durable_celery.policy import seconds as in_seconds
 from durable_celery.testing.stubs import read_steps
