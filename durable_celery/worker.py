@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import functools
 import logging
+import os
+import sys
 import threading
 from typing import TYPE_CHECKING, Any
 
@@ -72,6 +74,7 @@ class DurableStep(bootsteps.StartStopStep):
             raise CeleryCommandException(refusal, EX_FAILURE) from error
         binding.sends_events = bool(parent.task_events)
         _guard_redis_transport()
+        os.register_at_fork(after_in_child=_forget_sql_transport)
         wrap_tasks(binding)
         spare_tracebacks()
         _cancel_on_revoke(binding)
@@ -224,6 +227,22 @@ def _guard_redis_transport() -> None:
     connparams.durable_plain = plain  # type: ignore[attr-defined] # so that it is wrapped once
     # A guard at the place of the fault.
     Channel._connparams = connparams  # type: ignore[method-assign] # noqa: SLF001
+
+
+def _forget_sql_transport() -> None:
+    """Let a child of the pool have connections of its own to a broker that is an SQL database.
+
+    kombu (5.7, and all before it) keeps the engines of its transport with the class, so a child inherits the very
+    connections that its parent goes on to read from: messages are mixed up, and publishing fails.
+    """
+    transport = sys.modules.get("kombu.transport.sqlalchemy")
+    if transport is None:
+        return
+    engines: dict[str, tuple[Any, Any]] = transport.Channel._engines  # noqa: SLF001 - the fault is in there
+    for engine, _ in engines.values():
+        # What the parent uses stays open.
+        engine.dispose(close=False)
+    engines.clear()
 
 
 def _cancel_on_revoke(binding: Binding) -> None:

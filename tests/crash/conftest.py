@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -9,11 +10,14 @@ from typing import Any
 import pytest
 
 from tests.conftest import delete_isolated, isolation_settings
+from tests.databases import Database
 from tests.servers import RedisServer
 from tests.sites import Site
 
 #: Databases of the session's Redis server.
 BROKER, STORE = 1, 2
+#: The database (sqlite, postgresql) that is broker and store of all sites, where the environment names one.
+ALONE = os.environ.get("DURABLE_TEST_ALONE", "")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -25,17 +29,24 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture
-def make_site(redis_server: RedisServer, tmp_path: Path) -> Iterator[Callable[..., Site]]:
+def make_site(
+    request: pytest.FixtureRequest, redis_server: RedisServer, tmp_path: Path
+) -> Iterator[Callable[..., Site]]:
     """Give a function that makes a site on the session's Redis; another broker or store may be given.
 
-    At the end the workers are stopped and what stands on RabbitMQ is deleted.
+    With ALONE broker and store are one database. At the end what stands on RabbitMQ is deleted.
     """
-    redis_server.start().flush()
-    isolation = isolation_settings()
+    isolation, urls = isolation_settings(), {}
     sites: list[Site] = []
+    if ALONE:
+        tables: Database = request.getfixturevalue(f"{ALONE}_tables")
+        isolation |= {"durable_namespace": tables.namespace}
+        urls = {"broker": f"sqla+{tables.url}", "store": tables.url}
+    else:
+        redis_server.start().flush()
+        urls = {"broker": redis_server.database_url(BROKER), "store": redis_server.database_url(STORE)}
 
     def make(**given: Any) -> Site:
-        urls = {"broker": redis_server.database_url(BROKER), "store": redis_server.database_url(STORE)}
         sites.append(Site(tmp_path / "site", **{**urls, **isolation, **given}))
         return sites[-1]
 
@@ -46,9 +57,12 @@ def make_site(redis_server: RedisServer, tmp_path: Path) -> Iterator[Callable[..
             delete_isolated(site.config["broker_url"], isolation)
 
 
-@pytest.fixture(params=["redis", "rabbitmq"])
+@pytest.fixture(params=[ALONE] if ALONE else ["redis", "rabbitmq"])
 def broker(request: pytest.FixtureRequest, redis_server: RedisServer) -> str:
     """Give the URL of each broker."""
+    if ALONE:
+        tables: Database = request.getfixturevalue(f"{ALONE}_tables")
+        return f"sqla+{tables.url}"
     if request.param == "redis":
         return redis_server.start().database_url(BROKER)
     url: str = request.getfixturevalue("rabbitmq_url")

@@ -66,11 +66,17 @@ class DjangoShelf:
         connection = self._fresh()
         atomic: Any = transaction.atomic
         now = round(time.time() * 1000)
+        has_locks = connection.features.has_select_for_update_skip_locked
         try:
+            if not has_locks and not _rows(self.using).exists():
+                return 0
             with atomic(using=self.using):
                 due = _rows(self.using).filter(not_before__lte=now).order_by("id")
-                if connection.features.has_select_for_update_skip_locked:
+                if has_locks:
                     due = due.select_for_update(skip_locked=True)
+                else:
+                    # SQLite has no locks on rows: to write, if only nothing, takes the one on all.
+                    _rows(self.using).filter(id=-1).update(tries=0)
                 found = list(due[:limit])
                 for row in found:
                     self._settle(row, take)
