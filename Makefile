@@ -1,5 +1,5 @@
 # Everything here needs only python3 (3.11 or newer) with venv; each target sets up .venv by itself.
-.PHONY: demo test lint bench simulate chaos soak audit lock clean
+.PHONY: demo test lint bench simulate chaos alone soak audit lock clean
 
 PYTHON ?= python3
 # More words for pytest: make test TEST_ARGS="-k signal -x". Most tests wait for workers, so three files go side by side,
@@ -41,6 +41,12 @@ simulate: $(DEV_READY)
 # Every fault of the catalogue on real workers and servers, the long ones as well.
 chaos: $(DEV_READY)
 	$(BIN)/python -m pytest -m "chaos or not chaos" tests/chaos tests/crash tests/pools tests/sql $(TEST_ARGS)
+
+# The crash suite with one database as store and broker, and no other server: DATABASE=postgresql, or sqlite.
+DATABASE ?= postgresql
+alone: $(DEV_READY)
+	DURABLE_TEST_ALONE=$(DATABASE) DURABLE_CRASH_KILLS=15 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile \
+		tests/crash $(TEST_ARGS)
 
 # Random programs on real workers and servers under all faults; a seed of its own, unless one is given.
 # make soak MINUTES=30 SEED=7 BROKER=rabbitmq STORE=postgresql

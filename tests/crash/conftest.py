@@ -19,13 +19,19 @@ BROKER, STORE = 1, 2
 #: The database (sqlite, postgresql) that is broker and store of all sites, where the environment names one.
 ALONE = os.environ.get("DURABLE_TEST_ALONE", "")
 
+#: What looks into servers that are not there then.
+_OF_SERVERS = {"test_servers_down.py", "test_lost_messages.py"}
+_OF_REDIS = {"test_a_worker_that_lost_its_lease_works_on_with_new_ones"}
+
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark everything in this folder."""
+    """Mark everything in this folder; on a database alone leave out what is about other servers."""
     here = Path(__file__).parent
     for item in items:
         if here in item.path.parents:
             item.add_marker(pytest.mark.crash)
+            if ALONE and (item.path.name in _OF_SERVERS or getattr(item, "originalname", "") in _OF_REDIS):
+                item.add_marker(pytest.mark.skip(f"is about servers that {ALONE} alone has not"))
 
 
 @pytest.fixture

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import subprocess
 import sys
 import uuid
@@ -14,6 +15,7 @@ import pytest
 from sqlalchemy import text
 
 from durable_celery.store.sql import SqlStore
+from tests.crash.test_kills import SETTINGS, survive
 from tests.databases import Database, server_url
 from tests.sites import Site, check_history
 from tests.waiting import wait_until
@@ -38,6 +40,25 @@ def test_one_sqlite_file_is_store_and_broker(make_site: Callable[..., Site], tmp
     del site.config["durable_store"]  # the broker's database is the store
 
     run_one_of_each(site)
+
+
+def test_one_postgresql_is_store_and_broker(make_site: Callable[..., Site], postgresql_tables: Database) -> None:
+    """No Redis and no RabbitMQ: kombu has its tables beside ours, and the broker's database is the store."""
+    site = make_site(postgresql_tables, f"sqla+{postgresql_tables.url}")
+    del site.config["durable_store"]
+
+    run_one_of_each(site)
+
+
+@pytest.mark.crash
+@pytest.mark.parametrize("database", ["postgresql", "sqlite"])
+def test_a_worker_that_is_killed_on_one_database_alone_loses_nothing(
+    request: pytest.FixtureRequest, make_site: Callable[..., Site], database: str
+) -> None:
+    """kombu counts a message there as delivered when it is fetched, so what a worker had is sent by the agenda."""
+    tables: Database = request.getfixturevalue(f"{database}_tables")
+
+    survive(make_site(tables, f"sqla+{tables.url}", **SETTINGS), random.randrange(2**32), kills=4)
 
 
 def run_one_of_each(site: Site) -> None:
