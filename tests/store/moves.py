@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
@@ -160,3 +161,13 @@ def run_messages(store: Store) -> list[str]:
 def step_messages(store: Store) -> list[StepMessage]:
     """Sweep, and return the messages of steps that are to be published."""
     return [message for message in store.sweep().messages if isinstance(message, StepMessage)]
+
+
+def sweep_all(store: Store) -> Counter[str]:
+    """Sweep until nothing more is due now; return what was settled."""
+    counts = Counter[str]()
+    while True:
+        sweep = store.sweep()
+        counts.update(sweep.counts)
+        if not sweep.more:
+            return counts

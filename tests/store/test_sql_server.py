@@ -131,6 +131,11 @@ def test_each_verb_takes_these_statements_on_postgresql(on_postgresql: SqlBacken
     count("release", lambda: store.release("w", done.turn.lease.owner, delay=60.0))
     count("sweep with work", store.sweep)
     count("sweep without", store.sweep)
+    store.start(new("other"))
+    on_postgresql.advance(600)
+    store.renew(["p1"])
+    count("sweep with work of both kinds", store.sweep)
+    assert store.sweep().counts
     count("renew", lambda: store.renew(["p1", "p2"]))
     count("renew with a dead one", lambda: store.renew(["p1"], gone=["p2"]))
     ended = take(store)
@@ -157,6 +162,7 @@ def test_each_verb_takes_these_statements_on_postgresql(on_postgresql: SqlBacken
         "release": 2,
         "sweep with work": 3,
         "sweep without": 1,
+        "sweep with work of both kinds": 3,
         "renew": 2,
         "renew with a dead one": 3,
         "commit of the end": 3,

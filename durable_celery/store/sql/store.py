@@ -246,11 +246,17 @@ class SqlStore:
         has_commands = look.commands is not None and look.commands <= look.now
         if not room or not (has_runs or has_commands):
             return _swept(look.now, [look.runs, look.commands, look.owners], counts)
+        # Of one kind at a time, whichever has waited longer: so a sweep is three statements at most.
+        is_of_runs = has_runs and not (has_commands and look.commands < look.runs)
         settled = server.transact(
-            lambda desk: settle(desk, look.now, room, runs=has_runs, commands=has_commands),
+            lambda desk: settle(desk, look.now, room, runs=is_of_runs, commands=not is_of_runs),
         )
         nexts = [look.next_runs, look.next_commands, look.next_owners, settled.next_at]
-        swept = _swept(settled.now, [look.now, *nexts] if settled.is_full else nexts, {**counts, **settled.counts})
+        swept = _swept(
+            settled.now,
+            [look.now, *nexts] if settled.is_full or (has_runs and has_commands) else nexts,
+            {**counts, **settled.counts},
+        )
         return Sweep(messages=tuple(settled.messages), more=swept.more, next_in=swept.next_in, counts=swept.counts)
 
     def _free_dead(self, now: int, limit: int) -> int:

@@ -34,6 +34,7 @@ from tests.store.moves import (
     result,
     signal,
     step,
+    sweep_all,
     take,
     timer,
     turn,
@@ -344,10 +345,10 @@ def test_old_logs_go_when_their_retention_is_over(store: Store, backend: Backend
     turn(store, again())
     backend.advance(600)
 
-    assert store.sweep().counts["retention"] == 1
+    assert sweep_all(store)["retention"] == 1
     assert (events(store, 1), len(events(store, 2)), len(events(store, 3))) == ([], 2, 1)
     backend.advance(600)
-    store.sweep()
+    sweep_all(store)
     assert (events(store, 2), len(events(store, 3))) == ([], 1)
     assert record_of(store) is RunStatus.RUNNING
 
