@@ -7,8 +7,9 @@ because the end of a run is in its history.
 from __future__ import annotations
 
 import time
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 from uuid import uuid4
 
 from celery import states
@@ -34,6 +35,7 @@ from durable_celery.workflow.typed_signal import Signal, signal_for
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
+    from contextlib import AbstractContextManager
 
     from durable_celery.codec import Codec
     from durable_celery.engine import Engine
@@ -55,8 +57,33 @@ STATES = {
     RunStatus.CANCELLED: states.REVOKED,
 }
 _FIRST_LOOK, _LAST_LOOK = 0.005, 0.25
+#: Seconds between two looks of who would hear of what it waits for.
+_SELDOM = 2.0
 #: Longest reason of a cancel, in characters.
 _REASON_LIMIT = 1000
+
+
+class Ear(Protocol):
+    """Waits for a hint that a run has ended."""
+
+    @property
+    def listens(self) -> bool:
+        """Whether there would be one."""
+
+    def rest(self, seconds: float) -> None:
+        """Wait for it, for so many seconds at most."""
+
+
+class _Deaf:
+    """The ear for a store that tells nothing."""
+
+    listens = False
+
+    def rest(self, seconds: float) -> None:
+        time.sleep(seconds)
+
+
+_DEAF = _Deaf()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -263,15 +290,22 @@ class Client(CallbackVerbs):
         """
         deadline = None if timeout is None else time.monotonic() + timeout
         pause = _FIRST_LOOK
-        while True:
-            record = self.store.get(check_id(workflow_id))
-            if (end := self._end_of(record)) is not None:
-                return end
-            left = pause if deadline is None else deadline - time.monotonic()
-            if left <= 0 or (record is None and hopeless()):
-                return None
-            time.sleep(min(pause, left))
-            pause = min(pause * 1.1, _LAST_LOOK)
+        with self._ear(check_id(workflow_id)) as ear:
+            while True:
+                record = self.store.get(workflow_id)
+                if (end := self._end_of(record)) is not None:
+                    return end
+                left = pause if deadline is None else deadline - time.monotonic()
+                if left <= 0 or (record is None and hopeless()):
+                    return None
+                ear.rest(min(pause, left))
+                pause = _SELDOM if ear.listens and record is not None else min(pause * 1.1, _LAST_LOOK)
+
+    def _ear(self, workflow_id: str) -> AbstractContextManager[Ear]:
+        """Return what hears of the end of a run, where the store can tell of it."""
+        hears: Any = getattr(self.store, "ear", None)
+        found: AbstractContextManager[Ear] | None = hears(workflow_id) if hears else None
+        return nullcontext(_DEAF) if found is None else found
 
     def follow(
         self, workflow_id: str, *, what: str, after: Offset, each: float | None = None, total: float | None = None

@@ -13,6 +13,7 @@ from sqlalchemy.exc import NoSuchModuleError, SQLAlchemyError
 from durable_celery.errors import ConfigurationError, StoreError, StoreUnavailableError
 from durable_celery.store.sql.desk import Desk, ExpiredError
 from durable_celery.store.sql.dialects import SCHEMES, Trouble, connect_arguments, prepare, trouble_of
+from durable_celery.store.sql.hearing import Ears
 from durable_celery.store.sql.owners import free_process
 from durable_celery.store.sql.schema import SCHEMA, create_tables, drop_tables, migrate, version_of
 from durable_celery.store.sql.statements import Statements
@@ -52,6 +53,8 @@ class Server:
         self.statements = Statements(self.tables, self.dialect, now)
         kind = ArrayWriter if self.dialect == "postgresql" else Writer
         self.writer = kind(self.tables, self.dialect, self.statements.read_events)
+        #: Who waits for ends, where the database tells of them.
+        self.ears = Ears(lambda: self.engine, namespace) if self.dialect == "postgresql" else None
         self._is_checked = False
         self._engine: Engine | None = None
         self._pid = 0

@@ -48,8 +48,11 @@ from durable_celery.store.sql.tables import CommandRow, RunRow
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
+    from contextlib import AbstractContextManager
 
     from sqlalchemy import ColumnElement, Connection
+
+    from durable_celery.store.sql.hearing import Ear
 
 __all__ = ["SqlStore"]
 
@@ -242,12 +245,13 @@ class SqlStore:
                 counts["owner"] = dead
             look = server.read(lambda connection: connection.execute(server.statements.look).one())
         room = limit - counts.get("owner", 0)
-        has_runs = look.runs is not None and look.runs <= look.now
-        has_commands = look.commands is not None and look.commands <= look.now
+        # A moment after now stands for none.
+        runs_at, commands_at = (look.now + 1 if at is None else at for at in (look.runs, look.commands))
+        has_runs, has_commands = runs_at <= look.now, commands_at <= look.now
         if not room or not (has_runs or has_commands):
             return _swept(look.now, [look.runs, look.commands, look.owners], counts)
         # Of one kind at a time, whichever has waited longer: so a sweep is three statements at most.
-        is_of_runs = has_runs and not (has_commands and look.commands < look.runs)
+        is_of_runs = runs_at <= commands_at
         settled = server.transact(
             lambda desk: settle(desk, look.now, room, runs=is_of_runs, commands=not is_of_runs),
         )
@@ -264,6 +268,10 @@ class SqlStore:
         rows = server.read(lambda connection: connection.execute(server.statements.owners).all())
         dead = sorted(row.process for row in rows if row.process is not None and row.ends_at <= now)
         return sum(server.free(process) for process in dead[:limit])
+
+    def ear(self, workflow_id: str) -> AbstractContextManager[Ear] | None:
+        """Return what hears of the end of a run, or None where the database tells of none (client)."""
+        return None if self._server.ears is None else self._server.ears.ear(workflow_id)
 
     # -- looking -----------------------------------------------------------------------------------------------------
 

@@ -96,6 +96,7 @@ class Tables:
                 f"namespace {namespace!r} cannot name tables: in an SQL store it takes up to 40 lower-case letters, "
                 "digits and underscores, a letter first"
             )
+        self.namespace = namespace
         self.metadata = metadata or MetaData()
         self.owners = Table(
             f"{namespace}_owners",

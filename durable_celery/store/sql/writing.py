@@ -12,10 +12,27 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
-from sqlalchemy import ARRAY, and_, bindparam, column, delete, func, insert, literal_column, select, tuple_, update
+from sqlalchemy import (
+    ARRAY,
+    Text,
+    and_,
+    bindparam,
+    case,
+    cast,
+    column,
+    delete,
+    func,
+    insert,
+    literal_column,
+    select,
+    tuple_,
+    update,
+)
 from sqlalchemy.dialects import postgresql
 
+from durable_celery.store.protocol import RunStatus
 from durable_celery.store.sql.dialects import upsert
+from durable_celery.store.sql.hearing import channel_of
 from durable_celery.store.sql.tables import CommandRow, EventRow, RunRow
 
 if TYPE_CHECKING:
@@ -134,6 +151,14 @@ class ArrayWriter(Writer):
         ]
         return (self.read_events if has_page else select(literal_column("1"))).add_cte(*parts)
 
+    @cached_property
+    def _told(self) -> Any:
+        """Notifies of a run that is closed, until its end is delivered."""
+        runs = self.tables.runs.c
+        is_closed = runs.status.in_([status.value for status in RunStatus if status.is_closed])
+        told = func.pg_notify(channel_of(self.tables.namespace), runs.workflow_id)
+        return case((and_(is_closed, ~runs.delivered), cast(told, Text)), else_=None).label("told")
+
     def _part(self, kind: Kind, prefix: str) -> Any:
         table = kind.table
         rows = _rows(prefix, [table.c[name] for name in kind.names])
@@ -147,7 +172,9 @@ class ArrayWriter(Writer):
                 return upsert(self.dialect, table).from_select(list(kind.names), chosen)
             case "update":
                 changing = {name: rows.c[name] for name in kind.names if name not in _FIXED}
-                return update(table).where(_is_row(table, rows.c)).values(changing)
+                changed = update(table).where(_is_row(table, rows.c)).values(changing)
+                # Who waits for the end is told by the statement that writes it.
+                return changed.returning(self._told) if table is self.tables.runs else changed
             case "delete":
                 return delete(table).where(tuple_(*[table.c[name] for name in kind.names]).in_(chosen))
 
