@@ -69,9 +69,11 @@ class Ear(Protocol):
     @property
     def listens(self) -> bool:
         """Whether there would be one."""
+        ...
 
     def rest(self, seconds: float) -> None:
         """Wait for it, for so many seconds at most."""
+        ...
 
 
 class _Deaf:

@@ -6,7 +6,7 @@ import multiprocessing
 import statistics
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from typing import Any, cast
 
@@ -62,7 +62,7 @@ class Waiter:
 
 
 @contextmanager
-def counted(store: SqlStore) -> Iterator[list[str]]:
+def counted(store: SqlStore) -> Generator[list[str]]:
     """Give the statements that a store issues."""
     seen: list[str] = []
 
