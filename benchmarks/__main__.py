@@ -1,4 +1,4 @@
-"""Run the benchmarks: ``python -m benchmarks [--quick] [--pairs 3] [w1 w2 ...]``."""
+"""Run the benchmarks: ``python -m benchmarks [--quick] [--pairs 3] [--store postgresql] [w1 w2 ...]``."""
 
 from __future__ import annotations
 
@@ -21,14 +21,18 @@ def main() -> None:
     parser.add_argument("workloads", nargs="*", help=f"any of {', '.join(workloads)}; all when left out")
     parser.add_argument("--pairs", type=int, default=3, help="rounds of each workload (default 3)")
     parser.add_argument("--quick", action="store_true", help="one fifth of the size, shorter histories")
+    stores = ("redis", "sqlite", "postgresql", "mariadb")
+    parser.add_argument("--store", choices=stores, default="redis", help="where the histories are (default redis)")
     options = parser.parse_args()
     unknown = set(options.workloads) - set(workloads)
     if unknown:
         parser.error(f"unknown workloads: {', '.join(sorted(unknown))}")
+    if options.store != "redis" and {"w5", "w6", "w7"} & set(options.workloads or workloads):
+        parser.error("w5, w6 and w7 look into Redis: name the others, such as w1 w1-latency w2 w3 w4")
     scale = Scale(pairs=options.pairs, size=0.2 if options.quick else 1.0)
     figures: list[Figure] = []
     began = time.monotonic()
-    with running_system() as system:
+    with running_system(options.store) as system:
         version = system.redis[0].info("server")["redis_version"]
         for name in [name for name in workloads if name in (options.workloads or workloads)]:
             print(f"{name} ... (load {os.getloadavg()[0]:.1f})", flush=True)
@@ -36,7 +40,13 @@ def main() -> None:
             print("\n".join(figure.row() for figure in found), flush=True)
             figures += found
     took = time.monotonic() - began
-    facts = {"redis-server": version, "pool": f"prefork -c {CONCURRENCY}", "pairs": scale.pairs, "size": scale.size}
+    facts = {
+        "store": options.store,
+        "redis-server": version,
+        "pool": f"prefork -c {CONCURRENCY}",
+        "pairs": scale.pairs,
+        "size": scale.size,
+    }
     path = save(figures, {**facts, "seconds": round(took)})
     print(f"\n{show(figures)}\n\n{took:.0f} s; figures in {path.relative_to(Path.cwd())}")
 

@@ -1,7 +1,8 @@
-"""The subject: the same app with workflows. Broker and log are on one Redis database."""
+"""The subject: the same app with workflows. Broker and log are on one Redis database, or the log in SQL."""
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 from celery import Celery
@@ -13,6 +14,8 @@ __all__ = ["app", "echo", "fan", "local", "sequence", "sleeper"]
 
 app = Celery("benchmarks.durable", broker=f"{URL}/1", backend=f"{URL}/2", set_as_current=False)
 app.conf.update(SETTINGS)
+if store := os.environ.get("BENCH_STORE"):
+    app.conf.update(durable_store=store, durable_namespace=os.environ["BENCH_NAMESPACE"])
 
 
 @app.task

@@ -1,17 +1,20 @@
-"""What is measured: one Redis server and the two workers, and when they have nothing left to do."""
+"""What is measured: one Redis server, perhaps an SQL database for the log, and the two workers; when they are idle."""
 
 from __future__ import annotations
 
 import os
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 from redis import Redis
 
+from durable_celery.app import binding_of
+from durable_celery.store.protocol import RunStatus
+from tests.databases import server_url, tables_at
 from tests.servers import RedisServer
 from tests.workers import CeleryWorker
 
@@ -26,17 +29,28 @@ PLAIN, DURABLE = 0, 1
 
 
 class System:
-    """One server, one plain worker and one durable worker; both idle unless they are asked."""
+    """One server, one plain worker and one durable worker; both idle unless they are asked.
 
-    def __init__(self, directory: Path) -> None:
+    Args:
+        directory: where servers and workers leave their files.
+        store: where the histories are: ``redis``, ``sqlite``, ``postgresql`` or ``mariadb``.
+    """
+
+    def __init__(self, directory: Path, store: str = "redis") -> None:
+        self.store = store
         self.server = RedisServer(directory / "redis", extra_args=("--maxmemory-policy", "noeviction"))
         self.workers: dict[int, CeleryWorker] = {}
         self.directory = directory
+        self._ending = ExitStack()
 
     def start(self) -> None:
         """Start the server, then import the apps, which read its address, then start the workers."""
         self.server.start()
         os.environ["BENCH_REDIS"] = f"redis://127.0.0.1:{self.server.port}"
+        if self.store != "redis":
+            url = f"sqlite:///{self.directory}/log.db" if self.store == "sqlite" else server_url(self.store)
+            self.tables = self._ending.enter_context(tables_at(url))
+            os.environ |= {"BENCH_STORE": self.tables.url, "BENCH_NAMESPACE": self.tables.namespace}
         self.redis = {number: self.server.client(number) for number in (PLAIN, DURABLE, 2)}
         for database in (PLAIN, DURABLE):
             self.start_worker(database)
@@ -74,11 +88,18 @@ class System:
         """End what was started."""
         for worker in self.workers.values():
             worker.stop()
+        self._ending.close()
         self.server.stop()
 
     def is_idle(self, database: int) -> bool:
         """Tell whether a broker has no message and the log no open run, twice: a message may be between two places."""
-        return all(self._is_empty(self.redis[database]) for _ in range(2))
+        return all(self._is_empty(self.redis[database]) and not self._has_open_runs(database) for _ in range(2))
+
+    def _has_open_runs(self, database: int) -> bool:
+        if self.store == "redis" or database == PLAIN:
+            return False
+        store = binding_of(self.durable.app).store
+        return any(store.runs(status=status, limit=1).runs for status in (RunStatus.PENDING, RunStatus.RUNNING))
 
     def settle(self, database: int, timeout: float = 300.0) -> None:
         """Wait until a side has nothing left to do; messages are acknowledged late, so that is the end of all work."""
@@ -111,10 +132,10 @@ def wait_for(condition: Callable[[], bool], timeout: float, what: str) -> None:
 
 
 @contextmanager
-def running_system() -> Iterator[System]:
+def running_system(store: str = "redis") -> Iterator[System]:
     """Give a running system and end it afterwards."""
     with TemporaryDirectory(prefix="durable-bench-") as directory:
-        system = System(Path(directory))
+        system = System(Path(directory), store)
         try:
             system.start()
             yield system

@@ -12,7 +12,7 @@ from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from sqlalchemy import create_engine
+from sqlalchemy import create_engine, text
 from sqlalchemy.exc import SQLAlchemyError
 
 from durable_celery.store.sql import SqlStore
@@ -68,4 +68,7 @@ def tables_at(url: str) -> Generator[Database]:
         yield database
     finally:
         store._server.drop()
+        with store._server.engine.begin() as connection:
+            # Alembic's own, which knows which revisions were run.
+            connection.execute(text(f"DROP TABLE IF EXISTS {database.namespace}_alembic"))
         store.close()

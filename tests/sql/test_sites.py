@@ -58,7 +58,10 @@ def test_a_worker_that_is_killed_on_one_database_alone_loses_nothing(
     """kombu counts a message there as delivered when it is fetched, so what a worker had is sent by the agenda."""
     tables: Database = request.getfixturevalue(f"{database}_tables")
 
-    survive(make_site(tables, f"sqla+{tables.url}", **SETTINGS), random.randrange(2**32), kills=4)
+    seed = random.randrange(2**32)
+    print(f"seed {seed}")  # noqa: T201 - for a failure's report
+
+    survive(make_site(tables, f"sqla+{tables.url}", **SETTINGS), seed, kills=4)
 
 
 def run_one_of_each(site: Site) -> None:

@@ -51,10 +51,6 @@ def tables(request: pytest.FixtureRequest) -> Iterator[Database]:
     shared: Database = request.getfixturevalue(f"{request.param}_tables")
     with tables_at(shared.url) as tables:
         yield tables
-        engine = create_engine(tables.url)
-        with engine.begin() as connection:
-            connection.execute(text(f"DROP TABLE IF EXISTS {tables.namespace}_alembic"))
-        engine.dispose()
 
 
 @pytest.fixture

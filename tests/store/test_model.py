@@ -96,7 +96,8 @@ class TwoStores(RuleBasedStateMachine):
     def record(self, name: str) -> RunRecord | None:
         return self.model.store.get(name)
 
-    @rule(name=runs, delay=st.sampled_from([0.0, UNIT]))
+    # No limit of a step ends at the very same time, which on a real clock is never the same.
+    @rule(name=runs, delay=st.sampled_from([0.0, 0.9 * UNIT]))
     def start(self, name: str, delay: float) -> None:
         if self.both(lambda store: store.start(new(name, delay=delay))).created:
             self.numbers[name] = 0

@@ -132,6 +132,15 @@ def test_each_verb_takes_these_statements_on_postgresql(on_postgresql: SqlBacken
     count("sweep with work", store.sweep)
     count("sweep without", store.sweep)
     store.start(new("other"))
+    signal(store, "other")
+    other_turn = take(store, "other")
+    signal(store, "other", "s-2")
+    end_of_run = [again(9, kept=(2,), cause=2)]
+    count(
+        "commit that continues, with signals that go along",
+        lambda: store.commit(other_turn.lease, end_of_run, read=2, waiting="", hold=False),
+    )
+    assert [type(item.event).__name__ for item in store.history("other")] == ["RunStarted", *["SignalReceived"] * 2]
     on_postgresql.advance(600)
     store.renew(["p1"])
     count("sweep with work of both kinds", store.sweep)
@@ -162,6 +171,7 @@ def test_each_verb_takes_these_statements_on_postgresql(on_postgresql: SqlBacken
         "release": 2,
         "sweep with work": 3,
         "sweep without": 1,
+        "commit that continues, with signals that go along": 3,
         "sweep with work of both kinds": 3,
         "renew": 2,
         "renew with a dead one": 3,
@@ -206,7 +216,7 @@ def test_long_steps_and_long_runs_take_these_statements_on_postgresql(on_postgre
         "outcome from outside": 2,
         "continue": 3,
         "continue that is repeated": 3,
-        "continue with inputs": 4,
+        "continue with inputs": 3,
         "claim of a step that is left": 2,
         "history of an earlier run": 1,
     }

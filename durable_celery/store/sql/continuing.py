@@ -6,29 +6,29 @@ run, with its length, and with the time at which it goes.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from durable_celery.events import CARRIED, Event, Recorded, RunContinued, RunStarted, encode
+from durable_celery.events import CARRIED, Event, Recorded, RunContinued, RunStarted, decode, encode
 from durable_celery.store.protocol import Lease, RunStatus
-from durable_celery.store.sql.desk import recorded
 from durable_celery.store.sql.rules import LOG, drop_open, give_back, milliseconds, wake
 from durable_celery.store.sql.tables import CommandRow, RunRow
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from durable_celery.store.sql.desk import Desk
 
 __all__ = ["continue_run", "ends_with", "length_before"]
 
 
-def continue_run(desk: Desk, run: RunRow, end: RunContinued, read: int, base: int) -> None:
+def continue_run(desk: Desk, run: RunRow, end: RunContinued, read: int, texts: Mapping[int, str]) -> None:
     """Set the log aside, begin that of the next run, and wake it.
 
-    ``end`` was just appended. Inputs that no turn has read stand after ``read``, up to ``base``.
+    ``end`` was just appended. ``texts`` are those of the inputs that it names and of those that no turn has read, which
+    stand after ``read``.
     """
     drop_open(desk, run, is_followed=True)
-    inputs = _inputs(desk, run, end, read, base)
+    inputs = _inputs(texts, end, read)
     until = desk.now + milliseconds(desk.timing.retention)
     desk.put(
         CommandRow(
@@ -45,19 +45,14 @@ def continue_run(desk: Desk, run: RunRow, end: RunContinued, read: int, base: in
     wake(desk, run)
 
 
-def _inputs(desk: Desk, run: RunRow, end: RunContinued, read: int, base: int) -> list[str]:
+def _inputs(texts: Mapping[int, str], end: RunContinued, read: int) -> list[str]:
     """Return the texts of the inputs that go along: those that the code kept, and the new ones of the same kinds."""
-    if not end.kept and base <= read:
-        return []
-    values = {"page_id": run.workflow_id, "page_run": run.run, "after": read, "last": base}
-    rows = {row.seq: row for row in desk.ask(desk.statements.read_inputs, kept=end.kept, **values)}
-    new = [seq for seq in sorted(rows) if read < seq <= base and isinstance(_event(rows[seq]), CARRIED)]
-    texts = {seq: row.header if row.payload is None else f"{row.header}\n{row.payload}" for seq, row in rows.items()}
+    new = [seq for seq in sorted(texts) if seq > read and isinstance(_event(seq, texts[seq]), CARRIED)]
     return [texts[seq] for seq in (*end.kept, *new)]
 
 
-def _event(row: Any) -> Event:
-    return recorded(row.seq, row.at, row.header, row.payload).event
+def _event(seq: int, text: str) -> Event:
+    return decode(seq, f"0 {text}").event
 
 
 def length_before(desk: Desk, run: RunRow, lease: Lease, outputs: Sequence[Event], read: int) -> int:

@@ -104,6 +104,17 @@ class Desk:
         for row in self.ask(self.statements.read_commands, workflow_id=workflow_id):
             self.note_command(row)
 
+    def read_carried(self, run: RunRow, *, kept: Sequence[int], after: int, last: int) -> dict[int, str]:
+        """Read all commands of a locked run; return texts of some of its events, and of those after a seq, by seq."""
+        place = {"workflow_id": run.workflow_id, "page_run": run.run}
+        texts: dict[int, str] = {}
+        for row in self.ask(self.statements.read_carried, **place, kept=kept, after=after, last=last):
+            if row.input_seq is None:
+                self.note_command(row)
+            else:
+                texts[row.input_seq] = row.header if row.payload is None else f"{row.header}\n{row.payload}"
+        return texts
+
     def events(self, page: Page) -> tuple[Recorded, ...]:
         """Read events."""
         return _recorded(self.ask(self.statements.read_events, **_page_values(page)))

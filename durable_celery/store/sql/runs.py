@@ -133,15 +133,17 @@ def commit(desk: Desk, lease: Lease, outputs: Sequence[Event], *, read: int, wai
         return Committed(events=page, length=run.read_to, held=run.owner is not None, now=desk.now)
     if run is None or not _may_write(run, lease, outputs, read):
         raise StaleLeaseError(_stale_story(run, lease, read))
-    if any(isinstance(event, _ENDS | RunContinued | CommandCancelled) for event in outputs):
+    base, carried = run.length, dict[int, str]()
+    if end is not None:
+        carried = desk.read_carried(run, kept=end.kept, after=read, last=base)
+    elif any(isinstance(event, _ENDS | CommandCancelled) for event in outputs):
         desk.read_commands(run.workflow_id)
-    base = run.length
     for event in outputs:
         desk.append(run, encode(event))
         rules.follow(desk, run, event)
     if end is not None:
         length = run.length
-        continue_run(desk, run, end, read, base)
+        continue_run(desk, run, end, read, carried)
         desk.write()
         return Committed(events=(), length=length, held=False, now=desk.now)
     if not rules.is_closed(run):

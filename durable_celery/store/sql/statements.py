@@ -13,6 +13,7 @@ from sqlalchemy import (
     Integer,
     and_,
     bindparam,
+    cast,
     delete,
     exists,
     func,
@@ -21,6 +22,7 @@ from sqlalchemy import (
     select,
     true,
     union,
+    union_all,
     update,
 )
 
@@ -120,15 +122,28 @@ class Statements:
         )
 
     @cached_property
-    def read_inputs(self) -> Query:
-        """Events of a history by their seqs, and those between two. Takes page_id, page_run, kept, after and last."""
+    def read_carried(self) -> Any:
+        """What a run that continues needs: its commands, as :attr:`read_commands`, and events of its history.
+
+        The events, by their seqs or between two, come in rows that have nothing else but an ``input_seq``. Takes
+        workflow_id, page_run, kept, after and last.
+        """
         events = self.tables.events
         is_new = and_(events.c.seq > bindparam("after"), events.c.seq <= bindparam("last"))
-        return select(events.c.seq, events.c.at, events.c.header, events.c.payload).where(
-            events.c.workflow_id == bindparam("page_id"),
+        commands: Any = self.read_commands.add_columns(self._nothing(events.c.seq).label("input_seq"))
+        own: dict[str, Any] = {name: events.c[name] for name in ("at", "header", "payload")}
+        own["input_seq"] = events.c.seq
+        columns = [own.get(item.name, self._nothing(item)).label(item.name) for item in commands.selected_columns]
+        inputs = select(*columns).where(
+            events.c.workflow_id == bindparam("workflow_id"),
             events.c.run == bindparam("page_run"),
             or_(events.c.seq.in_(bindparam("kept", expanding=True)), is_new),
         )
+        return union_all(commands, inputs)
+
+    def _nothing(self, like: Any) -> Any:
+        """Return a NULL in the place of a column; PostgreSQL wants to know of which type."""
+        return cast(null(), like.type) if self.dialect == "postgresql" else null()
 
     @cached_property
     def history(self) -> Query:
