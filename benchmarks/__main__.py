@@ -23,6 +23,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="one fifth of the size, shorter histories")
     stores = ("redis", "sqlite", "postgresql", "mariadb")
     parser.add_argument("--store", choices=stores, default="redis", help="where the histories are (default redis)")
+    parser.add_argument("--aof", choices=("no", "everysec", "always"), default="no", help="when Redis syncs its disk")
     options = parser.parse_args()
     unknown = set(options.workloads) - set(workloads)
     if unknown:
@@ -32,7 +33,7 @@ def main() -> None:
     scale = Scale(pairs=options.pairs, size=0.2 if options.quick else 1.0)
     figures: list[Figure] = []
     began = time.monotonic()
-    with running_system(options.store) as system:
+    with running_system(options.store, options.aof) as system:
         version = system.redis[0].info("server")["redis_version"]
         for name in [name for name in workloads if name in (options.workloads or workloads)]:
             print(f"{name} ... (load {os.getloadavg()[0]:.1f})", flush=True)
@@ -42,6 +43,7 @@ def main() -> None:
     took = time.monotonic() - began
     facts = {
         "store": options.store,
+        "aof": options.aof,
         "redis-server": version,
         "pool": f"prefork -c {CONCURRENCY}",
         "pairs": scale.pairs,

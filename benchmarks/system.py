@@ -34,11 +34,12 @@ class System:
     Args:
         directory: where servers and workers leave their files.
         store: where the histories are: ``redis``, ``sqlite``, ``postgresql`` or ``mariadb``.
+        aof: when Redis writes to its disk: ``no``, ``everysec`` or ``always``.
     """
 
-    def __init__(self, directory: Path, store: str = "redis") -> None:
+    def __init__(self, directory: Path, store: str = "redis", aof: Any = "no") -> None:
         self.store = store
-        self.server = RedisServer(directory / "redis", extra_args=("--maxmemory-policy", "noeviction"))
+        self.server = RedisServer(directory / "redis", aof=aof, extra_args=("--maxmemory-policy", "noeviction"))
         self.workers: dict[int, CeleryWorker] = {}
         self.directory = directory
         self._ending = ExitStack()
@@ -132,10 +133,10 @@ def wait_for(condition: Callable[[], bool], timeout: float, what: str) -> None:
 
 
 @contextmanager
-def running_system(store: str = "redis") -> Iterator[System]:
+def running_system(store: str = "redis", aof: Any = "no") -> Iterator[System]:
     """Give a running system and end it afterwards."""
     with TemporaryDirectory(prefix="durable-bench-") as directory:
-        system = System(Path(directory), store)
+        system = System(Path(directory), store, aof)
         try:
             system.start()
             yield system
