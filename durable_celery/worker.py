@@ -9,21 +9,17 @@ under its lease.
 
 from __future__ import annotations
 
-import functools
 import logging
-import os
-import sys
 import threading
 from typing import TYPE_CHECKING, Any
 
-import celery
-import kombu
 from celery import bootsteps, signals
 from celery.exceptions import CeleryCommandException, TaskRevokedError
 from celery.platforms import EX_FAILURE
 from celery.worker.control import Panel
 from kombu.utils.functional import maybe_list
 
+from durable_celery import guards
 from durable_celery.app import EAGER, binding_of
 from durable_celery.errors import (
     ConfigurationError,
@@ -73,8 +69,9 @@ class DurableStep(bootsteps.StartStopStep):
             refusal = f"this worker does not start. {error}"
             raise CeleryCommandException(refusal, EX_FAILURE) from error
         binding.sends_events = bool(parent.task_events)
-        _guard_redis_transport()
-        os.register_at_fork(after_in_child=_forget_sql_transport)
+        guards.guard_redis_transport()
+        guards.guard_sql_transport()
+        guards.guard_blocking_pool(parent.pool)
         wrap_tasks(binding)
         spare_tracebacks()
         _cancel_on_revoke(binding)
@@ -200,49 +197,6 @@ PICKLE = (
     "accept_content allows pickle: whoever can write to the broker can then run code in this worker. "
     "Set accept_content = ['json']"
 )
-
-
-def _guard_redis_transport() -> None:
-    """Let a worker of Celery 5.7.0 live on when its Redis broker goes away.
-
-    In these very versions a lost connection is closed twice; the second time, with a late-ack task unacknowledged, the
-    channel asks for parameters that are gone, and the AttributeError ends the worker. Made a ConnectionError, it is
-    handled as what it is. Nothing durable is lost without this guard: the worker would have to be started again.
-    """
-    if (celery.__version__, kombu.__version__) != ("5.7.0", "5.7.0"):
-        return
-    from kombu.transport.redis import Channel
-
-    plain = Channel._connparams  # noqa: SLF001 - the fault is in there
-    if hasattr(plain, "durable_plain"):
-        return
-
-    @functools.wraps(plain)
-    def connparams(self: Any, *args: Any, **kwargs: Any) -> Any:
-        if self.connection is None or self.connection.client is None:
-            msg = "the transport is closed already"
-            raise ConnectionError(msg)
-        return plain(self, *args, **kwargs)  # type: ignore[no-untyped-call] # kombu
-
-    connparams.durable_plain = plain  # type: ignore[attr-defined] # so that it is wrapped once
-    # A guard at the place of the fault.
-    Channel._connparams = connparams  # type: ignore[method-assign] # noqa: SLF001
-
-
-def _forget_sql_transport() -> None:
-    """Let a child of the pool have connections of its own to a broker that is an SQL database.
-
-    kombu (5.7, and all before it) keeps the engines of its transport with the class, so a child inherits the very
-    connections that its parent goes on to read from: messages are mixed up, and publishing fails.
-    """
-    transport = sys.modules.get("kombu.transport.sqlalchemy")
-    if transport is None:
-        return
-    engines: dict[str, tuple[Any, Any]] = transport.Channel._engines  # noqa: SLF001 - the fault is in there
-    for engine, _ in engines.values():
-        # What the parent uses stays open.
-        engine.dispose(close=False)
-    engines.clear()
 
 
 def _cancel_on_revoke(binding: Binding) -> None:

@@ -78,9 +78,9 @@ def _shift_clock(hours: int) -> None:
 if FAULT == "clock":
     _shift_clock(int(os.environ["DURABLE_TEST_HOURS"]))
 elif FAULT == "unguarded":
-    from durable_celery import worker
+    from durable_celery import guards
 
-    worker._guard_redis_transport = lambda: None
+    guards.guard_redis_transport = lambda: None
 else:
     steps: Any = app.steps
     steps["worker"].add(Deafness)

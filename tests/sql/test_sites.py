@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import signal
 import subprocess
 import sys
 import uuid
@@ -62,6 +63,22 @@ def test_a_worker_that_is_killed_on_one_database_alone_loses_nothing(
     print(f"seed {seed}")  # noqa: T201 - for a failure's report
 
     survive(make_site(tables, f"sqla+{tables.url}", **SETTINGS), seed, kills=4)
+
+
+def test_an_idle_child_that_is_killed_does_not_hold_up_the_others(
+    make_site: Callable[..., Site], tmp_path: Path
+) -> None:
+    """Over such a transport the pool's children wait for their work under one lock; the dead must not keep it."""
+    site = make_site(Database(f"sqlite:///{tmp_path}/shop.db", "durable"), f"sqla+sqlite:///{tmp_path}/shop.db")
+    worker = site.worker(concurrency=3)
+    before = worker.child_pids
+
+    for pid in before:
+        os.kill(pid, signal.SIGKILL)
+        wait_until(lambda: len(set(worker.child_pids) - {pid}) == 3, 20, site.story)  # noqa: B023 - called at once
+
+    assert site.start("fan_out", 3).get(timeout=20) == 6
+    assert not set(before) & set(worker.child_pids)
 
 
 def run_one_of_each(site: Site) -> None:
