@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from durable_celery.events import Event, Recorded
     from durable_celery.store.protocol import RunPage, RunRecord, Store
 
-__all__ = ["STATES", "Client"]
+__all__ = ["STATES", "Client", "read_history"]
 
 R = TypeVar("R")
 T = TypeVar("T")
@@ -260,9 +260,7 @@ class Client(CallbackVerbs):
             WorkflowNotFoundError: there is no such run.
         """
         number = self.describe(workflow_id).run if run is None else run
-        events: list[Recorded] = []
-        while page := self.store.history(check_id(workflow_id), run=number, after=len(events)):
-            events.extend(page)
+        events = read_history(self.store, check_id(workflow_id), number)
         if not events:
             raise WorkflowNotFoundError(workflow_id, run)
         return events
@@ -398,3 +396,11 @@ class Client(CallbackVerbs):
         answer = self.store.append(check_id(workflow_id), event, key=key, room=room)
         self.engine.publish([answer.message])
         return answer.added
+
+
+def read_history(store: Store, workflow_id: str, run: int) -> list[Recorded]:
+    """Return all events of one run; none if there is no such run."""
+    events: list[Recorded] = []
+    while page := store.history(workflow_id, run=run, after=len(events)):
+        events.extend(page)
+    return events

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from functools import partial
 from importlib import import_module
 from typing import Any
 
@@ -31,6 +33,8 @@ def engine_of(source: Any, setting: str) -> Engine:
         raise ConfigurationError(
             f"{setting} takes the URL of an SQL database, an engine, or what makes one, not {source!r}"
         )
+    # A child of this process may use the same engine, and must not talk on our connections.
+    os.register_at_fork(after_in_child=partial(made.dispose, close=False))
     return made
 
 

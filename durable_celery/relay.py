@@ -39,16 +39,27 @@ class Relay:
         """Serve the outboxes that the settings name.
 
         Raises:
-            ConfigurationError: the setting names none, or its table is missing.
+            ConfigurationError: the setting names none.
         """
         self.binding, settings = binding, binding.settings
         self.interval = settings.sweep_interval
         self.shelves = shelves_of(settings.outbox, settings.outbox_prefix)
+
+    def check(self) -> None:
+        """Look whether each outbox has its table.
+
+        Raises:
+            ConfigurationError: one has not.
+            StoreUnavailableError: a database does not answer; the others have their tables.
+        """
+        away = None
         for shelf in self.shelves:
             try:
                 shelf.check()
             except StoreUnavailableError as error:
-                _log.warning("%s; it is asked again", error)
+                away = error
+        if away is not None:
+            raise away
 
     def relay(self) -> float:
         """Relay what is due; return the seconds until the next look."""

@@ -98,15 +98,26 @@ def _duties_of(binding: Binding) -> Iterator[Callable[[], float]]:
     if binding.settings.outbox:
         from durable_celery.relay import Relay
 
-        yield Relay(binding).relay
+        relay = Relay(binding)
+        _look(relay.check)
+        yield relay.relay
     if binding.archive is not None:
         from durable_celery.archive.archiver import Archiver
 
-        try:
-            binding.archive.check()
-        except StoreUnavailableError as error:
-            _log.warning("%s; it is asked again", error)
+        _look(binding.archive.check)
         yield Archiver(binding.store, binding.archive, binding.settings.retention).archive_runs
+
+
+def _look(check: Callable[[], None]) -> None:
+    """Check a database that is asked again all the time, so that it need not answer now.
+
+    Raises:
+        ConfigurationError: it has not the tables.
+    """
+    try:
+        check()
+    except StoreUnavailableError as error:
+        _log.warning("%s; it is asked again", error)
 
 
 class Heart:

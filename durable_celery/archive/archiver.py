@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import logging
-import os
-from functools import partial
 from typing import TYPE_CHECKING
 
+from durable_celery.client import read_history
 from durable_celery.dispatch import version_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from durable_celery.archive.keeping import Archive, Key
-    from durable_celery.events import Recorded
     from durable_celery.store.protocol import RunRecord, Store
 
 __all__ = ["Archiver"]
@@ -30,8 +28,6 @@ class Archiver:
     def __init__(self, store: Store, archive: Archive, retention: float) -> None:
         self.store, self.archive = store, archive
         self.interval = min(max(retention / 10, _SHORTEST), _LONGEST)
-        # A child of this process may use the same engine, and must not talk on our connections.
-        os.register_at_fork(after_in_child=partial(archive.engine.dispose, close=False))
 
     def archive_runs(self) -> float:
         """Look for runs to keep, if it is time; return the seconds until the next look."""
@@ -55,17 +51,11 @@ class Archiver:
 
     def _keep(self, record: RunRecord, key: Key) -> bool:
         run = key[2]
-        history = self._history(record.workflow_id, run)
+        history = read_history(self.store, record.workflow_id, run)
         # The store may have forgotten it since it was listed, or long ago if it is an earlier run.
         if not history:
             return False
         return self.archive.keep(record, run, version_of(record.envelope), history)
-
-    def _history(self, workflow_id: str, run: int) -> list[Recorded]:
-        events: list[Recorded] = []
-        while page := self.store.history(workflow_id, run=run, after=len(events)):
-            events.extend(page)
-        return events
 
 
 def _closed(record: RunRecord) -> Iterator[Key]:

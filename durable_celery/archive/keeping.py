@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from contextlib import contextmanager
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
@@ -13,10 +12,12 @@ from sqlalchemy import inspect as inspect_database
 from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 
 from durable_celery.archive.tables import ArchiveTables
+from durable_celery.columns import now_ms
 from durable_celery.databases import engine_of
 from durable_celery.errors import ConfigurationError, InvalidRequestError, StoreUnavailableError
-from durable_celery.events import decode, encode
+from durable_celery.events import encode
 from durable_celery.store.protocol import RunPage, RunRecord, RunStatus
+from durable_celery.store.sql.desk import recorded
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterable, Sequence
@@ -80,7 +81,7 @@ class Archive:
 
     def may_look(self, interval: float) -> bool:
         """Tell whether nobody has looked for runs to move within ``interval`` seconds; then this is a look."""
-        state, now = self.tables.state, _now()
+        state, now = self.tables.state, now_ms()
         condition = state.c.looked_at <= now - round(interval * 1000)
         with self._connection() as connection:
             return bool(connection.execute(update(state).where(condition).values(looked_at=now)).rowcount)
@@ -107,7 +108,7 @@ class Archive:
             "parent": record.parent,
             "length": len(history),
             "record": json.dumps(asdict(record), default=str),
-            "archived_at": _now(),
+            "archived_at": now_ms(),
         }
         events = [{**key, **_event_row(item)} for item in history]
         try:
@@ -148,7 +149,7 @@ class Archive:
             )
             columns = select(events.seq, events.at, events.header, events.payload)
             rows = connection.execute(columns.where(wanted).order_by(events.seq).limit(limit)).all()
-        return [_recorded(*row) for row in rows]
+        return [recorded(*row) for row in rows]
 
     def runs(
         self, *, before: int, status: RunStatus | None, name: str | None, cursor: str | None, limit: int
@@ -202,10 +203,6 @@ def _event_row(item: Recorded) -> dict[str, Any]:
     }
 
 
-def _recorded(seq: int, at: int, header: str, payload: str | None) -> Recorded:
-    return decode(seq, f"{at} {header}" if payload is None else f"{at} {header}\n{payload}")
-
-
 def _record(text_: str) -> RunRecord:
     form: Any = json.loads(text_)
     form |= {"status": RunStatus(form["status"]), "steps": ()}
@@ -225,7 +222,3 @@ def _place(cursor: str | None) -> tuple[int, str] | None:
     if not at.isdecimal():
         raise InvalidRequestError(f"{cursor!r} is no cursor of a list of runs")
     return int(at), workflow_id
-
-
-def _now() -> int:
-    return round(time.time() * 1000)

@@ -30,18 +30,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import BigInteger, Column, Index, Integer, MetaData, String, Table, Text
-from sqlalchemy.dialects.mysql import LONGTEXT, VARCHAR
+from sqlalchemy import BigInteger, Column, Index, Integer, MetaData, String, Table
 
+from durable_celery.columns import INNODB, LONG, exact
 from durable_celery.errors import ConfigurationError
 from durable_celery.store.sql.tables import NAMESPACE
 
 __all__ = ["ArchiveTables"]
-
-_LONG = Text().with_variant(LONGTEXT(), "mysql", "mariadb")
-#: MySQL would else take "A" for "a".
-_ID = String(255).with_variant(VARCHAR(255, collation="utf8mb4_bin"), "mysql", "mariadb")
-_MYSQL: dict[str, Any] = {"mysql_engine": "InnoDB", "mysql_charset": "utf8mb4"}
 
 
 class ArchiveTables:
@@ -68,11 +63,11 @@ class ArchiveTables:
             Column("version", Integer, nullable=False),
             Column("status", String(16), nullable=False),
             Column("closed_at", BigInteger, nullable=False),
-            Column("parent", _LONG),
+            Column("parent", LONG),
             Column("length", Integer, nullable=False),
-            Column("record", _LONG, nullable=False),
+            Column("record", LONG, nullable=False),
             Column("archived_at", BigInteger, nullable=False),
-            **_MYSQL,
+            **INNODB,
         )
         Index(f"{self.prefix}_runs_closed", self.runs.c.closed_at)
         Index(f"{self.prefix}_runs_created", self.runs.c.created_at, self.runs.c.workflow_id)
@@ -86,16 +81,16 @@ class ArchiveTables:
             Column("number", Integer),
             Column("task", String(255)),
             Column("attempt", Integer),
-            Column("header", _LONG, nullable=False),
-            Column("payload", _LONG),
-            **_MYSQL,
+            Column("header", LONG, nullable=False),
+            Column("payload", LONG),
+            **INNODB,
         )
         self.state = Table(
             f"{self.prefix}_state",
             self.metadata,
             Column("id", Integer, primary_key=True, autoincrement=False),
             Column("looked_at", BigInteger, nullable=False),
-            **_MYSQL,
+            **INNODB,
         )
         of_run = " AND ".join(f"done.{column} = begun.{column}" for column in key)
         shown = ", ".join(f"begun.{column}" for column in (*key, "number", "task"))
@@ -112,7 +107,7 @@ class ArchiveTables:
 
 def _key_columns() -> list[Any]:
     return [
-        Column("workflow_id", _ID, primary_key=True),
+        Column("workflow_id", exact(255), primary_key=True),
         Column("created_at", BigInteger, primary_key=True, autoincrement=False),
         Column("run", Integer, primary_key=True, autoincrement=False),
     ]

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import time
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import (
@@ -14,20 +11,20 @@ from sqlalchemy import (
     Engine,
     Integer,
     MetaData,
+    Select,
     String,
     Table,
-    Text,
     delete,
     insert,
     select,
     update,
 )
 from sqlalchemy import inspect as inspect_database
-from sqlalchemy.dialects.mysql import LONGTEXT
 from sqlalchemy.exc import OperationalError, ProgrammingError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession, async_scoped_session
 from sqlalchemy.orm import Session, scoped_session
 
+from durable_celery.columns import INNODB, LONG, now_ms
 from durable_celery.errors import ConfigurationError, StoreUnavailableError
 from durable_celery.outbox.entries import Entry, Later, Parked
 
@@ -40,7 +37,6 @@ __all__ = ["SqlOutbox", "SqlShelf", "outbox_in", "outbox_table", "table_of"]
 
 _METADATA = MetaData()
 
-_LONG = Text().with_variant(LONGTEXT(), "mysql", "mariadb")
 #: SQLite counts by itself only what it calls INTEGER.
 _NUMBER = BigInteger().with_variant(Integer(), "sqlite")
 
@@ -71,15 +67,14 @@ def outbox_table(metadata: MetaData, prefix: str = "durable") -> Table:
         Column("id", _NUMBER, primary_key=True),
         Column("kind", String(16), nullable=False),
         Column("workflow_id", String(255), nullable=False),
-        Column("body", _LONG, nullable=False),
+        Column("body", LONG, nullable=False),
         Column("at", BigInteger, nullable=False),
         Column("not_before", BigInteger, index=True),
         Column("tries", Integer, nullable=False),
-        Column("error", _LONG),
+        Column("error", LONG),
         # A number that was used again might be deleted by a relay that had the row before in hand.
         sqlite_autoincrement=True,
-        mysql_engine="InnoDB",
-        mysql_charset="utf8mb4",
+        **INNODB,
     )
 
 
@@ -127,8 +122,6 @@ class SqlShelf:
 
     def __init__(self, engine: Engine, table: Table) -> None:
         self.engine, self.table = engine, table
-        # A child of this process may use the same engine, and must not talk on our connections.
-        os.register_at_fork(after_in_child=partial(engine.dispose, close=False))
 
     def check(self) -> None:
         """See :meth:`Shelf.check`."""
@@ -142,10 +135,10 @@ class SqlShelf:
     def hand_out(self, take: Callable[[Entry], Verdict], limit: int) -> int:
         """See :meth:`Shelf.hand_out`."""
         rows = self.table.c
-        due = select(self.table).where(rows.not_before <= _now()).order_by(rows.id).limit(limit)
+        due = select(self.table).where(rows.not_before <= now_ms()).order_by(rows.id).limit(limit)
         done, is_sqlite = list[int](), self.engine.dialect.name == "sqlite"
         try:
-            if is_sqlite and self._is_empty():
+            if is_sqlite and not self._has(due):
                 return 0
             with self.engine.begin() as connection:
                 if is_sqlite:
@@ -166,9 +159,9 @@ class SqlShelf:
             raise self._away(error) from error
         return len(found)
 
-    def _is_empty(self) -> bool:
+    def _has(self, due: Select[Any]) -> bool:
         with self.engine.begin() as connection:
-            return connection.execute(select(self.table.c.id).limit(1)).first() is None
+            return connection.execute(due.limit(1)).first() is not None
 
     def _away(self, error: Exception) -> StoreUnavailableError:
         return StoreUnavailableError(f"the outbox at {self.engine.url!r}: {error}")
@@ -176,12 +169,8 @@ class SqlShelf:
 
 def _after(row: Any, verdict: Later | Parked) -> dict[str, Any]:
     """Return what changes in the row of an entry that was not relayed."""
-    not_before = _now() + round(verdict.seconds * 1000) if isinstance(verdict, Later) else None
+    not_before = now_ms() + round(verdict.seconds * 1000) if isinstance(verdict, Later) else None
     return {"tries": row.tries + 1, "not_before": not_before, "error": verdict.why}
-
-
-def _now() -> int:
-    return round(time.time() * 1000)
 
 
 def _missing(table: Table) -> str:

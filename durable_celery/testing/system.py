@@ -61,8 +61,6 @@ Look for what is not the same twice (random, the wall clock, uuid4, the order of
 ctx.random, ctx.now(), ctx.uuid4() or a step in its place."""
 #: Entries of the agenda that nobody waits for.
 _BACKGROUND = frozenset({"owner", "retention"})
-
-
 #: Steps that look again and again for what somebody else has to do, and after how many looks nobody will.
 _LOOKS, _PATIENT = frozenset({WAIT, OUTCOME}), 10
 

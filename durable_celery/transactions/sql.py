@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import functools
 import inspect
-import time
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -22,9 +21,7 @@ from sqlalchemy import (
     Integer,
     MetaData,
     NullPool,
-    String,
     Table,
-    Text,
     delete,
     event,
     insert,
@@ -34,12 +31,12 @@ from sqlalchemy import (
 from sqlalchemy import (
     inspect as inspect_database,
 )
-from sqlalchemy.dialects.mysql import LONGTEXT, VARCHAR
 from sqlalchemy.exc import IntegrityError, InterfaceError, OperationalError, ProgrammingError
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_scoped_session, async_sessionmaker
 from sqlalchemy.orm import Session, scoped_session, sessionmaker
 from sqlalchemy.util import await_only
 
+from durable_celery.columns import INNODB, LONG, exact, now_ms
 from durable_celery.current import current_step
 from durable_celery.errors import ConfigurationError, DurableError
 from durable_celery.transactions.exactly_once import perform
@@ -47,7 +44,7 @@ from durable_celery.transactions.exactly_once import perform
 if TYPE_CHECKING:
     from collections.abc import Coroutine
 
-    from durable_celery.current import StepInfo
+from durable_celery.current import StepInfo
 
 __all__ = ["outcome_table", "transactional_step"]
 
@@ -55,8 +52,6 @@ P = ParamSpec("P")
 R = TypeVar("R")
 T = TypeVar("T")
 
-#: A row's key: ``<workflow id>/<run>.<number>@<incarnation>``. MySQL would else take "A" for "a".
-_KEY = String(320).with_variant(VARCHAR(320, collation="utf8mb4_bin"), "mysql", "mariadb")
 _MONTH = timedelta(days=30)
 
 
@@ -79,12 +74,12 @@ def outcome_table(metadata: MetaData, prefix: str = "durable") -> Table:
     return Table(
         name,
         metadata,
-        Column("step", _KEY, primary_key=True),
+        # <workflow id>/<run>.<number>@<incarnation>
+        Column("step", exact(320), primary_key=True),
         Column("attempt", Integer, nullable=False),
-        Column("outcome", Text().with_variant(LONGTEXT(), "mysql", "mariadb")),
+        Column("outcome", LONG),
         Column("at", BigInteger, nullable=False, index=True),
-        mysql_engine="InnoDB",
-        mysql_charset="utf8mb4",
+        **INNODB,
     )
 
 
@@ -229,7 +224,7 @@ class _SqlLedger:
 
     def add(self, key: str, attempt: int) -> bool:
         """See :meth:`Ledger.add`."""
-        row = {"step": key, "attempt": attempt, "at": round(time.time() * 1000)}
+        row = {"step": key, "attempt": attempt, "at": now_ms()}
         try:
             with self._connection() as connection:
                 connection.execute(insert(self.table).values(row))
@@ -253,7 +248,7 @@ class _SqlLedger:
 
     def clear(self) -> None:
         """See :meth:`Ledger.clear`."""
-        before = round((time.time() - self._keep.total_seconds()) * 1000)
+        before = now_ms() - round(self._keep.total_seconds() * 1000)
         with self._connection() as connection:
             connection.execute(delete(self.table).where(self.table.c.at < before))
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from django.db import DatabaseError, InterfaceError, connections, transaction
 
+from durable_celery.contrib.django.tables import missing
 from durable_celery.errors import ConfigurationError, StoreUnavailableError
 from durable_celery.outbox import Entry, Later
 
@@ -56,10 +57,7 @@ class DjangoShelf:
         except (DatabaseError, InterfaceError) as error:
             raise self._away(error) from error
         if "durable_outbox" not in names:
-            raise ConfigurationError(
-                f'database "{self.using}" has no table durable_outbox: add "durable_celery.contrib.django" to '
-                "INSTALLED_APPS and run manage.py migrate"
-            )
+            raise ConfigurationError(missing(self.using, "durable_outbox"))
 
     def hand_out(self, take: Callable[[Entry], Verdict], limit: int) -> int:
         """See :meth:`Shelf.hand_out`."""
@@ -68,10 +66,10 @@ class DjangoShelf:
         now = round(time.time() * 1000)
         has_locks = connection.features.has_select_for_update_skip_locked
         try:
-            if not has_locks and not _rows(self.using).exists():
+            due = _rows(self.using).filter(not_before__lte=now).order_by("id")
+            if not has_locks and not due.exists():
                 return 0
             with atomic(using=self.using):
-                due = _rows(self.using).filter(not_before__lte=now).order_by("id")
                 if has_locks:
                     due = due.select_for_update(skip_locked=True)
                 else:

@@ -11,6 +11,7 @@ from typing import Any, ParamSpec, TypeVar
 
 from django.db import IntegrityError, InterfaceError, OperationalError, ProgrammingError, connections, transaction
 
+from durable_celery.contrib.django.tables import missing
 from durable_celery.current import current_step
 from durable_celery.errors import ConfigurationError
 from durable_celery.transactions import perform
@@ -125,7 +126,4 @@ class _DjangoLedger:
         except (ProgrammingError, OperationalError) as error:
             if not connection.is_usable() or "durable_outcomes" in connection.introspection.table_names():
                 raise
-            raise ConfigurationError(
-                f'database "{self.using}" has no table durable_outcomes: add "durable_celery.contrib.django" to '
-                "INSTALLED_APPS and run manage.py migrate"
-            ) from error
+            raise ConfigurationError(missing(self.using, "durable_outcomes")) from error

@@ -253,7 +253,7 @@ class SqlStore:
         # Of one kind at a time, whichever has waited longer: so a sweep is three statements at most.
         is_of_runs = runs_at <= commands_at
         settled = server.transact(
-            lambda desk: settle(desk, look.now, room, runs=is_of_runs, commands=not is_of_runs),
+            lambda desk: settle(desk, look.now, room, is_of_runs=is_of_runs),
         )
         nexts = [look.next_runs, look.next_commands, look.next_owners, settled.next_at]
         swept = _swept(

@@ -48,15 +48,15 @@ class Settled:
     now: int = 0
 
 
-def settle(desk: Desk, until: int, limit: int, *, runs: bool, commands: bool) -> Settled:
-    """Settle up to ``limit`` entries that were due at ``until``, of runs and of commands, the earliest first.
+def settle(desk: Desk, until: int, limit: int, *, is_of_runs: bool) -> Settled:
+    """Settle up to ``limit`` entries that were due at ``until``, either of runs or of commands, the earliest first.
 
     Rows that another transaction has locked are passed over: whoever has them sees to them, or a later sweep does.
     """
-    if runs:
+    if is_of_runs:
         for row in desk.ask(desk.statements.lock_due_runs, until=until, limit=limit):
             desk.note_run(row)
-    if commands:
+    else:
         for row in desk.ask(desk.statements.lock_due_commands, until=until, limit=limit):
             desk.note_run(row)
             desk.note_command(row)

@@ -38,8 +38,9 @@ from sqlalchemy import (
     Text,
     types,
 )
-from sqlalchemy.dialects.mysql import LONGTEXT, VARBINARY
+from sqlalchemy.dialects.mysql import VARBINARY
 
+from durable_celery.columns import INNODB, LONG
 from durable_celery.errors import ConfigurationError
 from durable_celery.store.limits import KINDS
 
@@ -51,8 +52,7 @@ Place = tuple[str, int, int]
 #: What may be the first part of a table's name on every database.
 NAMESPACE = re.compile(r"[a-z][a-z0-9_]{0,39}")
 #: MySQL's own default would take "A" for "a", and a text for one with a space behind it.
-_MYSQL: dict[str, Any] = {"mysql_engine": "InnoDB", "mysql_charset": "utf8mb4", "mysql_collate": "utf8mb4_bin"}
-_LONG = Text().with_variant(LONGTEXT(), "mysql", "mariadb")
+_MYSQL: dict[str, Any] = INNODB | {"mysql_collate": "utf8mb4_bin"}
 
 
 class Name(types.TypeDecorator[str]):
@@ -120,8 +120,8 @@ class Tables:
             Column("run", Integer, primary_key=True, autoincrement=False),
             Column("seq", Integer, primary_key=True, autoincrement=False),
             Column("at", BigInteger, nullable=False),
-            Column("header", _LONG, nullable=False),
-            Column("payload", _LONG),
+            Column("header", LONG, nullable=False),
+            Column("payload", LONG),
             **_MYSQL,
         )
         self.inputs = Table(
@@ -138,20 +138,20 @@ class Tables:
             self.metadata,
             Column("workflow_id", Name(255), primary_key=True),
             Column("run", Integer, nullable=False),
-            Column("name", _LONG, nullable=False),
-            Column("digest", _LONG, nullable=False),
-            Column("parent", _LONG),
-            Column("envelope", _LONG, nullable=False),
+            Column("name", LONG, nullable=False),
+            Column("digest", LONG, nullable=False),
+            Column("parent", LONG),
+            Column("envelope", LONG, nullable=False),
             Column("created_at", BigInteger, nullable=False),
             Column("status", String(16), nullable=False),
             Column("closed_at", BigInteger),
             Column("length", Integer, nullable=False),
             Column("read_to", Integer, nullable=False),
             Column("token", BigInteger, nullable=False),
-            Column("owner", _LONG),
+            Column("owner", LONG),
             Column("process", Name(512), ForeignKey(self.owners.c.process)),
-            Column("waiting", _LONG, nullable=False),
-            Column("reason", _LONG, nullable=False),
+            Column("waiting", LONG, nullable=False),
+            Column("reason", LONG, nullable=False),
             Column("failures", Integer, nullable=False),
             Column("delivered", Boolean, nullable=False),
             Column("cancel_requested", Boolean, nullable=False),
@@ -181,13 +181,13 @@ class Tables:
             Column("seq", Integer, nullable=False),
             Column("attempt", Integer, nullable=False),
             Column("lost", Integer, nullable=False),
-            Column("owner", _LONG),
+            Column("owner", LONG),
             Column("process", Name(512), ForeignKey(self.owners.c.process)),
             Column("retries", Integer, nullable=False),
-            Column("override", _LONG),
-            Column("error", _LONG),
-            Column("progress", _LONG),
-            Column("scheduled", _LONG),
+            Column("override", LONG),
+            Column("error", LONG),
+            Column("progress", LONG),
+            Column("scheduled", LONG),
             Column("not_before", BigInteger, nullable=False),
             Column("sends", Integer, nullable=False),
             Column("due_at", BigInteger),
