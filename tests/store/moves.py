@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections import Counter
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, TypeVar
 
 from durable_celery.events import (
@@ -29,6 +30,7 @@ from durable_celery.store.protocol import (
     StepKey,
     StepMessage,
     Store,
+    Sweep,
     Turn,
 )
 
@@ -155,12 +157,21 @@ def only(items: tuple[T, ...]) -> T:
 
 def run_messages(store: Store) -> list[str]:
     """Sweep, and return the ids of the runs whose message is to be published."""
-    return [message.workflow_id for message in store.sweep().messages if isinstance(message, RunMessage)]
+    return [message.workflow_id for message in sweep(store).messages if isinstance(message, RunMessage)]
 
 
 def step_messages(store: Store) -> list[StepMessage]:
     """Sweep, and return the messages of steps that are to be published."""
-    return [message for message in store.sweep().messages if isinstance(message, StepMessage)]
+    return [message for message in sweep(store).messages if isinstance(message, StepMessage)]
+
+
+def sweep(store: Store, limit: int = 100) -> Sweep:
+    """Sweep once, behind sweeps that do no more than free the dead; with the counts of all."""
+    counts: Counter[str] = Counter()
+    while (found := store.sweep(limit)).more and found.counts.keys() == {"owner"}:
+        counts.update(found.counts)
+    counts.update(found.counts)
+    return replace(found, counts=counts)
 
 
 def sweep_all(store: Store) -> Counter[str]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -17,9 +19,10 @@ from sqlalchemy.exc import OperationalError
 
 from durable_celery.errors import ConfigurationError, StoreUnavailableError
 from durable_celery.events import SignalReceived
-from durable_celery.store.protocol import Claim, Store, Timing, Turn
-from durable_celery.store.sql import SqlStore
+from durable_celery.store.protocol import Claim, Sweep, Timing, Turn
+from durable_celery.store.sql import SqlStore, runs, steps
 from durable_celery.store.sql.checks import check_database
+from durable_celery.store.sql.desk import Desk
 from durable_celery.store.sql.schema import SCHEMA, VERSIONS
 from tests.databases import Database
 from tests.servers import free_port
@@ -43,6 +46,7 @@ from tests.store.moves import (
     result,
     signal,
     step,
+    sweep,
     take,
     timer,
     turn,
@@ -221,6 +225,49 @@ def test_long_steps_and_long_runs_take_these_statements_on_postgresql(on_postgre
         "history of an earlier run": 1,
     }
     assert [len(store.history("w", run=run)) for run in (1, 2, 3)] == [5, 4, 3]
+
+
+def test_what_comes_again_beside_a_dead_process_takes_these_statements_on_postgresql(
+    on_postgresql: SqlBackend,
+) -> None:
+    store = on_postgresql._sql
+    count = Costs(store)
+
+    begin(store, step(1), step(2), step(3))
+    first, _ = (claim(store, number, owner=call("mortal")) for number in (1, 2))
+    store.finish(first.key, result(1), token=1, take_over=call("mortal"), known=4)
+    store.renew([], gone=["mortal"])
+    count("claim of a step that a dead process has", lambda: claim(store, 2, owner=call("new-1")))
+    count("claim of a finished step", lambda: store.claim(first.key, call("new-2")))
+    take(store, owner=call("mortal-2"))
+    store.renew([], gone=["mortal-2"])
+    repeat: dict[str, Any] = {"token": 1, "take_over": call("new-3"), "known": 4}
+    count("finish that is repeated", lambda: store.finish(first.key, result(1), **repeat))
+    store.release("w", record(store).owner or "", delay=0.0)
+    take(store, owner=call("mortal-3"))
+    store.renew([], gone=["mortal-3"])
+    turn_ = count("take", lambda: take(store, owner=call("new-4")))
+    outputs = [step(number) for number in range(4, 254)]
+
+    def commit() -> Any:
+        return store.commit(turn_.lease, outputs, read=turn_.run.length, waiting="", hold=False)
+
+    commit()
+    count("commit of many that is repeated", commit)
+    claim(store, 4, owner=call("mortal-4"))
+    take(store, owner=call("mortal-4"))
+    store.renew([], gone=["mortal-4"])
+    while (found := count("sweep", store.sweep)).counts.keys() != {"owner"}:
+        assert found.more
+
+    assert count.found == {
+        "claim of a step that a dead process has": 3,
+        "claim of a finished step": 3,
+        "finish that is repeated": 3,
+        "take": 3,
+        "commit of many that is repeated": 3,
+        "sweep": 3,
+    }
 
 
 # -- the schema ------------------------------------------------------------------------------------------------------
@@ -542,31 +589,57 @@ def test_payloads_may_be_long(store: SqlStore) -> None:
     deliver(store)
 
 
+# -- what comes while a statement waits ------------------------------------------------------------------------------
+
+
+def test_step_that_is_scheduled_while_its_claim_waits_for_the_run_is_found(backend: SqlBackend) -> None:
+    """The claim's statement began before there was such a step, and sees nothing of it."""
+    store = backend._sql
+    if store._server.dialect == "sqlite":
+        pytest.skip("SQLite has one writer at a time: nothing comes in between")
+    begin(store, step(1))
+    execute(store)
+    taken = take(store)
+    server: Any = store._server
+    with ThreadPoolExecutor(1) as pool, server.engine.connect() as connection:
+        desk = Desk(connection, server.statements, server.writer, server.timing)
+        runs.commit(desk, taken.lease, [step(2)], read=taken.run.length, waiting="", hold=True)
+        begun = pool.submit(claim, store, 2)
+        time.sleep(0.3)  # it waits for the run's lock
+        assert not begun.done()
+        connection.commit()
+
+        assert begun.result(20).attempt == 1
+
+
 # -- dead processes --------------------------------------------------------------------------------------------------
 
 
 def test_process_that_dies_while_it_is_given_something_loses_that_too(backend: SqlBackend) -> None:
-    """The freeing reads what is held, and a claim comes in between: the foreign key makes it look again."""
+    """The freeing has read what is held, and waits for a claim to commit: the foreign key makes it look again."""
     store = backend._sql
-    begin(store, step(1), step(2))
-    claim(store, 1, owner=call("mortal"))
-    asked = store._server.statements.held_ids
-    other: Store = backend.another()
-    given: list[Claim] = []
-
-    def give(_: Any, __: Any, statement: str, *___: Any) -> None:
-        if statement == str(asked.compile(store._server.engine)) and not given:
-            given.append(claim(other, 2, owner=call("mortal")))
-
     if store._server.dialect == "sqlite":
         pytest.skip("SQLite has one writer at a time: nothing comes in between")
-    event.listen(store._server.engine, "after_cursor_execute", give)
-    store._server.free("mortal")  # alive: nothing happens
-    assert given
-    event.remove(store._server.engine, "after_cursor_execute", give)
-    store.renew([], gone=["mortal"])
+    begin(store, step(1), step(2))
+    claim(store, 1, owner=call("mortal"))
+    server: Any = store._server
+    swept: list[Sweep] = []
 
-    assert store.sweep().counts["owner"] == 1
+    def free() -> None:
+        store.renew([], gone=["mortal"])
+        swept.append(sweep(store))
+
+    with server.engine.connect() as connection:
+        desk = Desk(connection, server.statements, server.writer, server.timing)
+        assert isinstance(steps.claim(desk, key(2), call("mortal"), None), Claim)
+        thread = threading.Thread(target=free)
+        thread.start()
+        time.sleep(0.3)  # it waits: on PostgreSQL for the run's lock, on MariaDB even for the owner's
+        assert not swept
+        connection.commit()
+    thread.join(20)
+
+    assert swept[0].counts["owner"] == 1
     assert [found.lost for found in record(store).steps] == [1, 1]
     turn(store)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from durable_celery.events import CARRIED, Event, Recorded, RunContinued, RunStarted, decode, encode
+from durable_celery.events import CARRIED, Event, RunContinued, RunStarted, decode, encode
 from durable_celery.store.protocol import Lease, RunStatus
 from durable_celery.store.sql.rules import LOG, drop_open, give_back, milliseconds, wake
 from durable_celery.store.sql.tables import CommandRow, RunRow
@@ -70,7 +70,5 @@ def length_before(desk: Desk, run: RunRow, lease: Lease, outputs: Sequence[Event
 
 def ends_with(desk: Desk, run: RunRow, execution: int, length: int, outputs: Sequence[Event]) -> bool:
     """Tell whether a log, up to a length, ends with these outputs."""
-    begin, found = length - len(outputs), list[Recorded]()
-    while len(found) < len(outputs) and (page := desk.events((run.workflow_id, execution, begin + len(found), length))):
-        found += page
+    found = desk.events((run.workflow_id, execution, length - len(outputs), length), most=len(outputs))
     return [item.event for item in found] == list(outputs)

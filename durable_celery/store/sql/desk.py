@@ -54,6 +54,8 @@ class Desk:
         self.scheduled: dict[Place, Event] = {}
         #: process -> when it expires, or None where it is not known
         self._ends: dict[str, int | None] = {}
+        #: Those that were asked for after the locks were taken.
+        self._asked: set[str] = set()
         self._created: set[str] = set()
         self._changed: set[str] = set()
         self._deleted: set[str] = set()
@@ -63,6 +65,7 @@ class Desk:
         self._events: list[EventRow] = []
         self._keys: list[dict[str, str]] = []
         self._joined: list[dict[str, Any]] = []
+        self._forgotten: list[dict[str, str]] = []
 
     # -- reading -----------------------------------------------------------------------------------------------------
 
@@ -83,13 +86,15 @@ class Desk:
         """Lock a run with a command of it, or of an earlier one."""
         values = {"workflow_id": key.workflow_id, "execution": key.run, "number": key.number}
         row = self.ask(self.statements.lock_command, **values, mine=process_of(mine)).first()
-        if row is not None:
-            self._note_mine(row, mine)
-            return self.note_run(row), self.note_command(row)
-        # There was no such command when the statement began; there may be one by now.
-        run, _ = self.lock(key.workflow_id, mine=mine)
-        is_new = run is None or (key.run, key.number) > (run.run, run.last_number)
-        return run, None if is_new else self.command((key.workflow_id, key.run, key.number))
+        if row is None:
+            return None, None
+        self._note_mine(row, mine)
+        run, place = self.note_run(row), (key.run, key.number)
+        if row.command_workflow_id is not None:
+            return run, self.note_command(row)
+        # It may have come while we waited for the lock.
+        has_come = (row.was_run, row.was_number) < place <= (run.run, run.last_number)
+        return run, self.command((key.workflow_id, *place)) if has_come else None
 
     def command(self, place: Place) -> CommandRow | None:
         """Return a command of a locked run."""
@@ -115,17 +120,25 @@ class Desk:
                 texts[row.input_seq] = row.header if row.payload is None else f"{row.header}\n{row.payload}"
         return texts
 
-    def events(self, page: Page) -> tuple[Recorded, ...]:
+    def events(self, page: Page, most: int = PAGE) -> tuple[Recorded, ...]:
         """Read events."""
-        return _recorded(self.ask(self.statements.read_events, **_page_values(page)))
+        return _recorded(self.ask(self.statements.read_events, **_page_values(page, most)))
 
     def is_alive(self, process: str) -> bool:
         """Tell whether a process is known and has not expired."""
-        ends = self._ends.get(process)
-        if ends is None or ends <= self.now:
-            # It may have come, or been renewed, while we waited for a lock.
-            ends = self._ends[process] = self.ask(self.statements.read_owner, process=process).scalar()
-        return ends is not None and ends > self.now
+        self._ends.setdefault(process, None)
+        if self._seems_dead(process) and process not in self._asked:
+            # It may have come, or been renewed, while we waited for a lock; and so may others that we ask for later.
+            doubtful = sorted(name for name in self._ends if self._seems_dead(name))
+            self._ends |= dict.fromkeys(doubtful)
+            for row in self.ask(self.statements.read_owners, processes=doubtful):
+                self._ends[row.process] = row.ends_at
+            self._asked.update(doubtful)
+        return not self._seems_dead(process)
+
+    def _seems_dead(self, process: str) -> bool:
+        ends = self._ends[process]
+        return ends is None or ends <= self.now
 
     def ask(self, statement: Any, **values: Any) -> Any:
         """Execute a statement."""
@@ -143,7 +156,9 @@ class Desk:
         """Keep a command that was read, with the event that scheduled it."""
         place = (row.command_workflow_id, row.command_run, row.command_number)
         if place not in self.commands:
-            self.commands[place] = CommandRow.read(row, "command_")
+            command = self.commands[place] = CommandRow.read(row, "command_")
+            if command.process is not None:
+                self._ends.setdefault(command.process, None)
             if row.command_scheduled is not None:
                 self.scheduled[place] = decode(row.command_seq, f"0 {row.command_scheduled}").event
             elif row.header is not None:
@@ -229,6 +244,10 @@ class Desk:
         self._ends[process] = ends_at
         self._joined.append({"process": process, "ends_at": ends_at})
 
+    def forget(self, process: str) -> None:
+        """Make a process unknown; the database refuses it where somebody has given it something meanwhile."""
+        self._forgotten.append({"process": process})
+
     def appended(self, run: RunRow, after: int) -> tuple[Recorded, ...]:
         """Return what this transaction has added to a history after a seq."""
         return tuple(
@@ -254,6 +273,7 @@ class Desk:
             "logs": [{"workflow_id": name, "run": run} for name, run in sorted(self._deleted_logs)],
             "keys": self._keys,
             "deleted": [{"workflow_id": name} for name in sorted(self._deleted)],
+            "forgotten": self._forgotten,
         }
         given = {name: rows for name, rows in pieces.items() if rows}
         found = self.writer.write(self.connection, given, None if page is None else _page_values(page))
@@ -269,6 +289,6 @@ def _recorded(rows: Iterable[Any]) -> tuple[Recorded, ...]:
     return tuple(recorded(row.seq, row.at, row.header, row.payload) for row in rows)
 
 
-def _page_values(page: Page) -> dict[str, Any]:
+def _page_values(page: Page, most: int = PAGE) -> dict[str, Any]:
     workflow_id, run, after, last = page
-    return {"page_id": workflow_id, "page_run": run, "page_after": after, "page_last": min(last, after + PAGE)}
+    return {"page_id": workflow_id, "page_run": run, "page_after": after, "page_last": min(last, after + most)}

@@ -25,25 +25,41 @@ def free_process(desk: Desk, process: str) -> bool:
     nobody gives it anything more; had somebody done so in between, the foreign key refuses to forget it, and all is
     done again.
     """
-    ids = list(desk.ask(desk.statements.held_ids, process=process).scalars())
-    if ids:
-        for row in desk.ask(desk.statements.lock_runs, ids=ids):
-            desk.note_run(row)
-    owner = desk.ask(desk.statements.lock_owner, process=process).first()
-    if owner is None:
+    ends_at = (_lock_at_once if desk.statements.dialect == "postgresql" else _lock)(desk, process)
+    if ends_at is None or ends_at > desk.now:
         return False
-    desk.now = max(desk.now, owner.now)
-    if owner.ends_at > desk.now:
-        return False
-    for row in desk.ask(desk.statements.held_commands, process=process):
-        if row.run_workflow_id in desk.runs:
-            free_step(desk, desk.runs[row.run_workflow_id], desk.note_command(row))
+    for command in list(desk.commands.values()):
+        if command.process == process:
+            free_step(desk, desk.runs[command.workflow_id], command)
     for run in desk.runs.values():
         if run.process == process:
             free_lease(desk, run)
+    desk.forget(process)
     desk.write()
-    desk.ask(desk.statements.forget_owner, process=process)
     return True
+
+
+def _lock_at_once(desk: Desk, process: str) -> int | None:
+    """Lock and read all that a process holds; return when it expires."""
+    rows = desk.ask(desk.statements.lock_all_held, process=process).all()
+    for row in rows:
+        desk.now = max(desk.now, row.clock)
+        if row.run_workflow_id is not None:
+            desk.note_run(row)
+        if row.command_workflow_id is not None:
+            desk.note_command(row)
+    return rows[0].expires if rows else None
+
+
+def _lock(desk: Desk, process: str) -> int | None:
+    for row in desk.ask(desk.statements.lock_held, process=process):
+        desk.note_run(row)
+    owner = desk.ask(desk.statements.lock_owner, process=process).first()
+    for row in desk.ask(desk.statements.held_commands, process=process):
+        if row.run_workflow_id in desk.runs:
+            desk.note_command(row)
+    desk.now = max(desk.now, owner.now if owner else 0)
+    return owner.ends_at if owner else None
 
 
 def renew(connection: Connection, server: Server, owners: Sequence[str], gone: Sequence[str]) -> tuple[str, ...]:

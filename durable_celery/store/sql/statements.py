@@ -14,7 +14,6 @@ from sqlalchemy import (
     and_,
     bindparam,
     cast,
-    delete,
     exists,
     func,
     null,
@@ -32,7 +31,7 @@ from durable_celery.store.sql.tables import CommandRow, RunRow
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from sqlalchemy import ColumnElement, Select, Table
+    from sqlalchemy import CTE, ColumnElement, Select, Table
 
     #: A select of any columns.
     Query = Select[*tuple[Any, ...]]
@@ -85,26 +84,39 @@ class Statements:
 
     @cached_property
     def lock_command(self) -> Query:
-        """A run and a command under lock, with the event that scheduled it. Takes execution and number as well."""
-        runs, commands = self.tables.runs, self.tables.commands
-        found = self._with_commands(self.read_run).where(self._is_named)
-        found = found.add_columns(self._ends_of(bindparam("mine"), "mine_ends"))
-        return found.with_for_update(of=self._of(runs, commands))
+        """A run under lock, and a command of it, if there is one, with the event that scheduled it.
+
+        ``was_run`` and ``was_number`` are those of the newest command when the statement began: of later ones it has
+        seen nothing. Takes execution and number as well.
+        """
+        runs = self.tables.runs
+        before = runs.alias("before")
+        was = [
+            select(before.c[name]).where(before.c.workflow_id == runs.c.workflow_id).scalar_subquery().label(label)
+            for name, label in (("run", "was_run"), ("last_number", "was_number"))
+        ]
+        run = self.read_run.add_columns(self._ends_of(bindparam("mine"), "mine_ends"), *was)
+        if self.dialect != "postgresql":
+            return self._with_commands(run, self._is_named, isouter=True).with_for_update()
+        # PostgreSQL locks nothing on the optional side of a join, but takes one such part after the other.
+        locked = run.with_for_update().cte("locked")
+        return self._with_held(locked, self._is_named)
 
     @cached_property
     def read_commands(self) -> Query:
         """All commands of a workflow's present run, with the events that scheduled them."""
-        return self._with_commands(self.read_run, newest=True)
+        return self._with_commands(self.read_run, self._is_newest)
 
     @cached_property
     def read_command(self) -> Query:
         """A command of any run. Takes workflow_id, execution and number."""
-        return self._with_commands(self.read_run).where(self._is_named)
+        return self._with_commands(self.read_run, self._is_named)
 
     @cached_property
     def read_all(self) -> Query:
         """A run with all its commands, or with none: the record as people see it."""
-        return self._with_commands(self.read_run, newest=True, isouter=True).order_by(self.tables.commands.c.number)
+        found = self._with_commands(self.read_run, self._is_newest, isouter=True)
+        return found.order_by(self.tables.commands.c.number)
 
     @cached_property
     def read_events(self) -> Query:
@@ -180,7 +192,7 @@ class Statements:
 
     @cached_property
     def look(self) -> Query:
-        """The clock, and when the first of each kind falls due; and the first that is not due yet."""
+        """The clock, when the first of each kind falls due, and the first that is not due yet; and a dead process."""
         runs, commands, owners = self.tables.runs, self.tables.commands, self.tables.owners
         columns = {"runs": runs.c.due_at, "commands": commands.c.next_at, "owners": owners.c.ends_at}
         firsts = [select(func.min(column)).scalar_subquery().label(name) for name, column in columns.items()]
@@ -188,7 +200,9 @@ class Statements:
             select(func.min(column)).where(column > self.began).scalar_subquery().label(f"next_{name}")
             for name, column in columns.items()
         ]
-        return select(self.began.label("now"), *firsts, *nexts)
+        ends_at = owners.c.ends_at
+        dead = select(owners.c.process).where(ends_at <= self.began).order_by(ends_at, owners.c.process).limit(1)
+        return select(self.began.label("now"), *firsts, *nexts, dead.scalar_subquery().label("dead"))
 
     @cached_property
     def lock_due_runs(self) -> Query:
@@ -201,7 +215,7 @@ class Statements:
     def lock_due_commands(self) -> Query:
         """The commands that are due, with their runs, and that nobody else works on. Takes until and limit."""
         runs, commands = self.tables.runs, self.tables.commands
-        found = self._with_commands(self._run).where(commands.c.next_at <= bindparam("until"))
+        found = self._with_commands(self._run, commands.c.next_at <= bindparam("until"))
         found = found.order_by(commands.c.next_at).limit(_limit())
         return found.with_for_update(of=self._of(runs, commands), skip_locked=True)
 
@@ -216,52 +230,54 @@ class Statements:
         return select(clock_row.c.now, owners.c.process, owners.c.ends_at).select_from(joined)
 
     @cached_property
-    def read_owner(self) -> Query:
-        """When a process expires."""
+    def read_owners(self) -> Query:
+        """When processes expire. Takes processes."""
         owners = self.tables.owners
-        return select(owners.c.ends_at).where(owners.c.process == bindparam("process"))
+        return select(owners.c.process, owners.c.ends_at).where(owners.c.process.in_(_processes()))
 
     @cached_property
     def lock_owner(self) -> Query:
-        """The same under its lock: nobody puts anything into the hands of the process, nor renews it."""
+        """When a process expires, under its lock: nobody puts anything into its hands, nor renews it."""
         owners = self.tables.owners
         found = select(owners.c.ends_at, self.now.label("now")).where(owners.c.process == bindparam("process"))
         return found.with_for_update()
 
     @cached_property
-    def held_ids(self) -> Any:
-        """The runs of which a process holds anything, in the order in which they are locked."""
+    def lock_held(self) -> Any:
+        """The runs of which a process holds anything, under lock, in the order of their ids."""
         runs, commands = self.tables.runs, self.tables.commands
         mine: Any = bindparam("process")
-        return union(
+        held = union(
             select(runs.c.workflow_id).where(runs.c.process == mine),
             select(commands.c.workflow_id).where(commands.c.process == mine),
-        ).order_by("workflow_id")
-
-    @cached_property
-    def lock_runs(self) -> Query:
-        """Runs under lock, in the order of their ids."""
-        runs = self.tables.runs
-        found = self._run.where(runs.c.workflow_id.in_(bindparam("ids", expanding=True)))
+        )
+        found = self._run.where(runs.c.workflow_id.in_(held))
         return found.order_by(runs.c.workflow_id).with_for_update(of=self._of(runs))
 
     @cached_property
     def held_commands(self) -> Query:
         """The steps that a process has claimed, with their runs."""
-        found = self._with_commands(self._run)
-        return found.where(self.tables.commands.c.process == bindparam("process"))
+        return self._with_commands(self._run, self.tables.commands.c.process == bindparam("process"))
 
     @cached_property
-    def forget_owner(self) -> Any:
-        """Forget a process."""
+    def lock_all_held(self) -> Any:
+        """:attr:`lock_held`, :attr:`held_commands` under lock, and :attr:`lock_owner`, at once (PostgreSQL).
+
+        Each part waits for the one before it. A row for each run and step; where there is none, one for the process.
+        """
         owners = self.tables.owners
-        return delete(owners).where(owners.c.process == bindparam("process"))
+        is_mine = owners.c.process == bindparam("process")
+        runs = self.lock_held.cte("locked")
+        held = self._with_held(runs, self.tables.commands.c.process == bindparam("process")).cte("found")
+        count = select(func.count()).select_from(held).scalar_subquery()
+        owner = select(owners.c.ends_at.label("expires")).where(is_mine, count >= 0).with_for_update().cte("owner")
+        return select(held, owner.c.expires, self.now.label("clock")).select_from(owner.outerjoin(held, true()))
 
     @cached_property
     def expire_owners(self) -> Any:
         """Let processes expire. Takes ends_at and processes."""
         owners = self.tables.owners
-        gone = owners.c.process.in_(bindparam("processes", expanding=True))
+        gone = owners.c.process.in_(_processes())
         return update(owners).where(gone).values(ends_at=bindparam("ends"))
 
     # -- parts -------------------------------------------------------------------------------------------------------
@@ -283,18 +299,32 @@ class Statements:
         commands = self.tables.commands
         return and_(commands.c.run == bindparam("execution"), commands.c.number == bindparam("number"))
 
-    def _with_commands(self, found: Query, *, newest: bool = False, isouter: bool = False) -> Query:
+    @property
+    def _is_newest(self) -> Any:
+        return self.tables.commands.c.run == self.tables.runs.c.run
+
+    def _with_commands(self, found: Query, which: Any, *, isouter: bool = False) -> Query:
+        """Add commands, with the events that scheduled them, to a select of runs."""
         runs, commands, events = self.tables.runs, self.tables.commands, self.tables.events
-        columns = [commands.c[name].label(f"command_{name}") for name in CommandRow.names()]
-        is_its = and_(
-            events.c.workflow_id == runs.c.workflow_id, events.c.run == commands.c.run, events.c.seq == commands.c.seq
-        )
-        is_of = [commands.c.workflow_id == runs.c.workflow_id]
-        if newest:
-            is_of.append(commands.c.run == runs.c.run)
-        joined = runs.join(commands, and_(*is_of), isouter=isouter)
-        joined = joined.outerjoin(events, is_its)
-        return found.add_columns(*columns, events.c.at, events.c.header, events.c.payload).select_from(joined)
+        joined = runs.join(commands, and_(commands.c.workflow_id == runs.c.workflow_id, which), isouter=isouter)
+        joined = joined.outerjoin(events, _schedules(events, commands.c.workflow_id, commands.c.run, commands.c.seq))
+        columns = (*self._command_columns, events.c.at, events.c.header, events.c.payload)
+        return found.add_columns(*columns).select_from(joined)
+
+    def _with_held(self, locked: CTE, which: Any) -> Query:
+        """Add commands, under lock, to runs that are locked already; each run at least once (PostgreSQL)."""
+        commands, events = self.tables.commands, self.tables.events
+        is_of = commands.c.workflow_id == locked.c.run_workflow_id
+        held = select(*self._command_columns).select_from(commands.join(locked, and_(is_of, which)))
+        steps = held.with_for_update(of=commands).cte("held")
+        joined = locked.outerjoin(steps, steps.c.command_workflow_id == locked.c.run_workflow_id)
+        named = (steps.c.command_workflow_id, steps.c.command_run, steps.c.command_seq)
+        joined = joined.outerjoin(events, _schedules(events, *named))
+        return select(locked, steps, events.c.at, events.c.header, events.c.payload).select_from(joined)
+
+    @property
+    def _command_columns(self) -> list[Any]:
+        return [self.tables.commands.c[name].label(f"command_{name}") for name in CommandRow.names()]
 
     def _ends_of(self, process: Any, name: str) -> Any:
         owners = self.tables.owners.alias()
@@ -303,6 +333,14 @@ class Statements:
     def _of(self, *tables: Table) -> Sequence[Table] | None:
         # MariaDB locks what it reads; on the others the rows that are only looked at stay free.
         return tables if self.dialect == "postgresql" else None
+
+
+def _schedules(events: Table, workflow_id: Any, run: Any, seq: Any) -> Any:
+    return and_(events.c.workflow_id == workflow_id, events.c.run == run, events.c.seq == seq)
+
+
+def _processes() -> Any:
+    return bindparam("processes", expanding=True)
 
 
 def _limit() -> Any:

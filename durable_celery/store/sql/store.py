@@ -236,38 +236,29 @@ class SqlStore:
         return server.read(lambda connection: renew(connection, server, owners, gone))
 
     def sweep(self, limit: int = 100) -> Sweep:
-        """See :meth:`Store.sweep`. Each dead process, and all that is due, is a transaction of its own."""
+        """See :meth:`Store.sweep`. A dead process, or what is due of one kind, is a transaction; there may be more."""
         server = self._server
         look = server.read(lambda connection: connection.execute(server.statements.look).one())
-        counts: dict[str, int] = {}
-        if look.owners is not None and look.owners <= look.now:
-            if dead := self._free_dead(look.now, limit):
-                counts["owner"] = dead
-            look = server.read(lambda connection: connection.execute(server.statements.look).one())
-        room = limit - counts.get("owner", 0)
+        if look.dead is not None:
+            is_freed = server.free(look.dead)
+            return Sweep(messages=(), more=True, next_in=0.0, counts={"owner": 1} if is_freed else {})
         # A moment after now stands for none.
         runs_at, commands_at = (look.now + 1 if at is None else at for at in (look.runs, look.commands))
         has_runs, has_commands = runs_at <= look.now, commands_at <= look.now
-        if not room or not (has_runs or has_commands):
-            return _swept(look.now, [look.runs, look.commands, look.owners], counts)
+        if not (has_runs or has_commands):
+            return _swept(look.now, [look.runs, look.commands, look.owners], {})
         # Of one kind at a time, whichever has waited longer: so a sweep is three statements at most.
         is_of_runs = runs_at <= commands_at
         settled = server.transact(
-            lambda desk: settle(desk, look.now, room, is_of_runs=is_of_runs),
+            lambda desk: settle(desk, look.now, limit, is_of_runs=is_of_runs),
         )
         nexts = [look.next_runs, look.next_commands, look.next_owners, settled.next_at]
         swept = _swept(
             settled.now,
             [look.now, *nexts] if settled.is_full or (has_runs and has_commands) else nexts,
-            {**counts, **settled.counts},
+            settled.counts,
         )
         return Sweep(messages=tuple(settled.messages), more=swept.more, next_in=swept.next_in, counts=swept.counts)
-
-    def _free_dead(self, now: int, limit: int) -> int:
-        server = self._server
-        rows = server.read(lambda connection: connection.execute(server.statements.owners).all())
-        dead = sorted(row.process for row in rows if row.process is not None and row.ends_at <= now)
-        return sum(server.free(process) for process in dead[:limit])
 
     def ear(self, workflow_id: str) -> AbstractContextManager[Ear] | None:
         """Return what hears of the end of a run, or None where the database tells of none (client)."""

@@ -91,6 +91,7 @@ class Writer:
             "logs": (Kind("delete", tables.events, ("workflow_id", "run")),),
             "keys": (Kind("insert", tables.inputs, ("workflow_id", "input_key")),),
             "deleted": tuple(Kind("delete", table, run) for table in of_a_run),
+            "forgotten": (Kind("delete", tables.owners, ("process",)),),
         }
 
     def write(self, connection: Connection, changes: Changes, page: Mapping[str, Any] | None = None) -> Iterable[Any]:

@@ -8,7 +8,7 @@ from durable_celery.errors import WorkflowClosedError, WorkflowNotFoundError
 from durable_celery.events import CancelRequested, SignalReceived, TimerFired
 from durable_celery.store.protocol import Store
 from tests.store.backends import Backend
-from tests.store.moves import begin, call, close, deliver, kinds, new, run_messages, signal, take, turn
+from tests.store.moves import begin, call, close, deliver, kinds, new, run_messages, signal, sweep, take, turn
 
 
 def test_input_is_added_with_its_payload(store: Store) -> None:
@@ -110,7 +110,7 @@ def test_gate_that_was_opened_by_hand_does_not_fire_again(backend: Backend) -> N
     turn(store)
 
     backend.advance(60)
-    store.sweep()
+    sweep(store)
 
     assert kinds(store) == ["RunStarted", "TimerFired"]
 
@@ -119,7 +119,7 @@ def test_gate_that_fired_is_not_opened_by_hand(backend: Backend) -> None:
     store = backend.store
     store.start(new(delay=60.0))
     backend.advance(60)
-    store.sweep()
+    sweep(store)
 
     assert not store.append("w", TimerFired(number=0), key="timer:0").added
 

@@ -40,6 +40,7 @@ from tests.store.moves import (
     signal,
     step,
     step_messages,
+    sweep,
     take,
     timer,
     turn,
@@ -151,7 +152,7 @@ def test_a_commit_to_no_run_is_refused(backend: Backend) -> None:
     taken = take(store)
     store.deliver(taken.lease)
     backend.advance(7 * 86400)
-    store.sweep()
+    sweep(store)
 
     with pytest.raises(StaleLeaseError):
         store.commit(taken.lease, [step(1)], read=1, waiting="", hold=False)
@@ -230,7 +231,7 @@ def test_timer_fires_at_its_time_and_wakes_the_run(backend: Backend) -> None:
 
     assert run_messages(store) == ["w"]
     assert store.history("w")[-1].event == TimerFired(number=1)
-    store.sweep()
+    sweep(store)
     assert kinds(store).count("TimerFired") == 1
 
 
@@ -247,7 +248,7 @@ def test_cancelled_timer_does_not_fire(backend: Backend) -> None:
     store.commit(taken.lease, [timer(1, taken.now + 1000), cancel(2, 1)], read=1, waiting="", hold=False)
     backend.advance(60)
 
-    assert store.sweep().counts.get("timer", 0) == 0
+    assert sweep(store).counts.get("timer", 0) == 0
     assert "TimerFired" not in kinds(store)
 
 
@@ -291,7 +292,7 @@ def test_deadline_fails_the_step_and_wakes_the_run(backend: Backend) -> None:
     store = backend.store
     begin(store, step(1, options={"timeout": 5}))
     backend.advance(1)
-    assert store.sweep().counts.get("deadline", 0) == 0
+    assert sweep(store).counts.get("deadline", 0) == 0
 
     backend.advance(4)
 
@@ -309,7 +310,7 @@ def test_deadline_makes_the_running_attempt_stale(backend: Backend) -> None:
     begin(store, step(1, options={"timeout": 0.5}))
     begun = claim(store)
     backend.advance(0.5)
-    store.sweep()
+    sweep(store)
 
     assert not store.finish(begun.key, result(1), token=begun.token).recorded
     assert refused(store.claim(key(1), call())).reason is Refusal.FINISHED
@@ -322,7 +323,7 @@ def test_deadline_of_a_finished_step_does_nothing(backend: Backend) -> None:
     execute(store)
     backend.advance(5)
 
-    assert store.sweep().counts.get("deadline", 0) == 0
+    assert sweep(store).counts.get("deadline", 0) == 0
 
 
 def test_retries_do_not_move_the_deadline(backend: Backend) -> None:
@@ -332,7 +333,7 @@ def test_retries_do_not_move_the_deadline(backend: Backend) -> None:
     store.postpone(begun.key, begun.owner, delay=60.0, error="x")
     backend.advance(5)
 
-    assert store.sweep().counts["deadline"] == 1
+    assert sweep(store).counts["deadline"] == 1
     failed = store.history("w")[-1].event
     assert isinstance(failed, StepFailed)
     assert failed.attempt == 1
@@ -343,7 +344,7 @@ def test_deadline_of_a_child_has_it_cancelled(backend: Backend) -> None:
     begin(store, child(1, options={"timeout": 5}))
     store.settle(key(1))
     backend.advance(5)
-    store.sweep()
+    sweep(store)
 
     assert kinds(store)[-1] == "StepFailed"
     assert only(record(store).steps).state is StepState.CANCELLING
@@ -417,7 +418,7 @@ def test_timers_and_deadlines_of_a_closed_run_are_gone(backend: Backend) -> None
     deliver(store)
     backend.advance(60)
 
-    counts = store.sweep().counts
+    counts = sweep(store).counts
 
     assert (counts.get("timer", 0), counts.get("deadline", 0)) == (0, 0)
     assert kinds(store)[-1] == "RunCompleted"
@@ -430,7 +431,7 @@ def test_gate_of_a_run_that_was_closed_before_it_began_is_gone(backend: Backend)
     turn(store, RunCancelled(payload="{}", number=1, cause=2))
     deliver(store)
     backend.advance(60)
-    store.sweep()
+    sweep(store)
 
     assert kinds(store) == ["RunStarted", "CancelRequested", "RunCancelled"]
 
@@ -458,7 +459,7 @@ def test_claimed_step_of_a_closed_run_is_repeated_after_a_crash(backend: Backend
     turn(store, end())
     deliver(store)
     backend.advance(10)
-    store.sweep()
+    sweep(store)
 
     assert claim(store, owner=call("p2")).lost == 1
     store.renew(["p2"])
@@ -492,7 +493,7 @@ def test_detached_step_goes_with_its_run(backend: Backend) -> None:
     claim(store, 2)
 
     for _ in range(3):
-        store.sweep()
+        sweep(store)
 
     assert store.get("w") is None
 

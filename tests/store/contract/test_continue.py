@@ -34,6 +34,7 @@ from tests.store.moves import (
     result,
     signal,
     step,
+    sweep,
     sweep_all,
     take,
     timer,
@@ -58,7 +59,7 @@ def record_of(store: Store) -> RunStatus:
 
 def sent(store: Store) -> list[str]:
     """Return what a sweep sends of steps, and of runs if there is nothing else."""
-    messages = store.sweep().messages
+    messages = sweep(store).messages
     steps = [message for message in messages if isinstance(message, StepMessage)]
     told = [f"{'cancel ' if one.cancel else ''}{one.key} {one.scheduled.payload}" for one in steps]
     return sorted(told) or [one.workflow_id for one in messages if isinstance(one, RunMessage)]
@@ -147,7 +148,7 @@ def test_answers_to_the_old_run_do_not_go_along(store: Store) -> None:
     begin(store, step(1), step(2), timer(3, 0))
     taken = take(store)
     execute(store, 1)
-    store.sweep()
+    sweep(store)
     signal(store)
 
     store.commit(taken.lease, [again(4)], read=taken.run.length, waiting="", hold=False)
@@ -201,7 +202,7 @@ def test_timers_and_deadlines_of_the_old_run_never_fire(store: Store, backend: B
     turn(store, timer(1, 0))
     backend.advance(6)
 
-    assert store.sweep().counts == {"timer": 1}
+    assert sweep(store).counts == {"timer": 1}
     assert events(store)[-1] == TimerFired(number=1)
 
 
@@ -318,7 +319,7 @@ def test_step_of_the_old_run_outlives_its_log(store: Store, backend: Backend) ->
     turn(store, cancel(3, 2), again(4))
     backend.advance(1000.5)
 
-    messages = [message for message in store.sweep().messages if isinstance(message, StepMessage)]
+    messages = [message for message in sweep(store).messages if isinstance(message, StepMessage)]
 
     assert events(store, run=1) == []
     assert {str(message.key): message.scheduled for message in messages} == {"w/1.1": step(1), "w/1.2": child(2)}
@@ -362,10 +363,10 @@ def test_workflow_goes_after_all_its_logs_and_leaves_nothing(store: Store, backe
     deliver(store)
 
     backend.advance(1001)
-    while store.sweep().more:
+    while sweep(store).more:
         pass
     backend.advance(later)
-    store.sweep()
+    sweep(store)
 
     assert store.get("w") is None
     assert [events(store, run) for run in (None, 1, 2, 3)] == [[]] * 4
@@ -437,7 +438,7 @@ def test_lost_owner_of_a_lease_costs_the_new_run_nothing(store: Store) -> None:
     taken = take(store, owner=call("p9"))
     store.commit(taken.lease, [again()], read=1, waiting="", hold=True)
     store.renew([], gone=["p9"])
-    store.sweep()
+    sweep(store)
 
     record = store.get("w")
     assert record is not None

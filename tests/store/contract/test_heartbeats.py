@@ -24,6 +24,7 @@ from tests.store.moves import (
     result,
     step,
     step_messages,
+    sweep,
     turn,
 )
 
@@ -195,7 +196,7 @@ def test_step_that_waits_too_long_fails(backend: Backend, options: dict[str, flo
     wait(store)
 
     backend.advance(30)
-    store.sweep()
+    sweep(store)
 
     assert kinds(store)[-1] == "StepFailed"
     assert not store.finish(key(1), result(1), token=None).recorded
@@ -211,11 +212,11 @@ def test_step_that_waits_is_kept_by_heartbeats_from_anybody(backend: Backend) ->
         beaten = store.claim(key(1), "", progress="")
         assert isinstance(beaten, Claim)
         assert beaten.attempt == begun.attempt
-        store.sweep()
+        sweep(store)
 
     assert only(record(store).steps).state is StepState.WAITING
     backend.advance(30)
-    store.sweep()
+    sweep(store)
     assert only(tuple(step_messages(store))).attempt == 2
     assert (claim(store).lost, only(record(store).steps).lost) == (1, 1)
 

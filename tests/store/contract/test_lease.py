@@ -7,7 +7,21 @@ import pytest
 from durable_celery.errors import StaleLeaseError
 from durable_celery.store.protocol import Refusal, Refused, RunStatus, Store, Turn
 from tests.store.backends import Backend
-from tests.store.moves import begin, call, close, deliver, end, new, record, refused, run_messages, signal, take, turn
+from tests.store.moves import (
+    begin,
+    call,
+    close,
+    deliver,
+    end,
+    new,
+    record,
+    refused,
+    run_messages,
+    signal,
+    sweep,
+    take,
+    turn,
+)
 
 
 def test_take_gives_the_lease_and_the_events(store: Store) -> None:
@@ -219,7 +233,7 @@ def test_deliver_ends_the_messages(backend: Backend) -> None:
     run = record(store)
     assert (run.delivered, run.owner) == (True, None)
     backend.advance(3600)
-    assert store.sweep().messages == ()
+    assert sweep(store).messages == ()
 
 
 def test_delivered_run_is_refused_as_finished(store: Store) -> None:
@@ -258,11 +272,11 @@ def test_delivered_run_is_deleted_after_its_retention(backend: Backend) -> None:
     close(store)
     deliver(store)
     backend.advance(7 * 86400 - 1)
-    assert store.sweep().counts.get("retention", 0) == 0
+    assert sweep(store).counts.get("retention", 0) == 0
 
     backend.advance(1)
 
-    assert store.sweep().counts["retention"] == 1
+    assert sweep(store).counts["retention"] == 1
     assert store.get("w") is None
     assert store.history("w") == []
     assert store.runs().runs == ()
@@ -275,7 +289,7 @@ def test_closed_run_that_is_not_delivered_is_kept(backend: Backend) -> None:
     close(store)
     backend.advance(30 * 86400)
 
-    store.sweep()
+    sweep(store)
 
     assert record(store).status is RunStatus.COMPLETED
 
@@ -287,7 +301,7 @@ def test_id_may_be_used_again_after_the_retention(backend: Backend) -> None:
     close(store)
     deliver(store)
     backend.advance(7 * 86400)
-    store.sweep()
+    sweep(store)
 
     assert store.start(new(digest="other")).created
     assert signal(store).added

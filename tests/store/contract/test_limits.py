@@ -29,6 +29,7 @@ from tests.store.moves import (
     run_messages,
     step,
     step_messages,
+    sweep,
     turn,
 )
 
@@ -74,7 +75,7 @@ def test_step_that_nobody_begins_in_time_fails(backend: Backend, queue: str | No
     begin(store, step(1, options=options))
 
     pass_time(backend, 7)
-    store.sweep()
+    sweep(store)
     assert kinds(store)[-1] == "StepScheduled"
     pass_time(backend, 1)
     assert run_messages(store) == ["w"]
@@ -92,7 +93,7 @@ def test_step_that_was_begun_in_time_does_not_fail_by_its_start(backend: Backend
 
     assert alarms(store) == []
     pass_time(backend, 20)
-    store.sweep()
+    sweep(store)
     assert kinds(store)[-1] == "StepScheduled"
 
 
@@ -100,11 +101,11 @@ def test_attempt_that_takes_too_long_fails_where_it_is_the_only_one(backend: Bac
     store = backend.store
     begin(store, step(1, options={"attempt_timeout": 15}))
     pass_time(backend, 100)
-    store.sweep()
+    sweep(store)
     begun = claim(store)
 
     pass_time(backend, 14)
-    store.sweep()
+    sweep(store)
     assert only(record(store).steps).state is StepState.CLAIMED
     pass_time(backend, 1)
     assert run_messages(store) == ["w"]
@@ -119,7 +120,7 @@ def test_attempt_that_takes_too_long_is_fenced_and_followed_by_another(backend: 
     first = claim(store)
 
     pass_time(backend, 15)
-    assert store.sweep().more
+    assert sweep(store).more
     message = only(tuple(step_messages(store)))
 
     assert message.attempt == 2
@@ -131,7 +132,7 @@ def test_attempt_that_takes_too_long_is_fenced_and_followed_by_another(backend: 
     assert not store.finish(first.key, result(1), token=first.token).recorded
     assert not store.postpone(first.key, first.owner, delay=1.0, error="x")
     pass_time(backend, 15)
-    store.sweep()
+    sweep(store)
     assert failure(store).endswith("no attempt is left")
 
 
@@ -145,7 +146,7 @@ def test_attempt_that_may_not_be_repeated_after_a_timeout_is_the_last(backend: B
     claim(store)
 
     pass_time(backend, 5)
-    store.sweep()
+    sweep(store)
 
     assert failure(store).endswith("no attempt is left")
 
@@ -158,7 +159,7 @@ def test_attempt_may_take_too_long_any_number_of_times_where_there_is_no_limit(b
     for attempt in range(1, 12):
         assert claim(store).attempt == attempt
         pass_time(backend, 5)
-        store.sweep()
+        sweep(store)
         assert only(tuple(step_messages(store))).attempt == attempt + 1
 
 
@@ -181,7 +182,7 @@ def test_attempt_of_a_lost_process_takes_its_limits_along(backend: Backend) -> N
     claim(store, owner=call("mortal"))
 
     backend.advance(10)
-    store.sweep()
+    sweep(store)
 
     assert only(record(store).steps).lost == 1
     assert alarms(store) == []
@@ -193,7 +194,7 @@ def test_attempt_that_gives_no_heartbeat_is_taken_for_lost(backend: Backend) -> 
     silent = claim(store)
 
     pass_time(backend, 20)
-    store.sweep()
+    sweep(store)
     message = only(tuple(step_messages(store)))
 
     assert message.attempt == 2
@@ -212,7 +213,7 @@ def test_heartbeat_puts_the_limit_off(backend: Backend) -> None:
     for _ in range(4):
         pass_time(backend, 10)
         assert store.claim(begun.key, begun.owner, progress="") == begun
-        store.sweep()
+        sweep(store)
 
     assert only(record(store).steps).state is StepState.CLAIMED
 
@@ -223,7 +224,7 @@ def test_widest_limit_is_the_one_that_is_told(backend: Backend) -> None:
     begin(store, step(1, options=options))
 
     backend.advance(5)
-    store.sweep()
+    sweep(store)
 
     assert failure(store) == "the step did not end within its timeout of 5 s"
 
@@ -234,10 +235,10 @@ def test_nearest_limit_rings_first(backend: Backend) -> None:
     claim(store)
 
     pass_time(backend, 10)
-    store.sweep()
+    sweep(store)
     assert only(record(store).steps).attempt == 1
     pass_time(backend, 20)
-    store.sweep()
+    sweep(store)
     assert failure(store) == "the step did not end within its timeout of 30 s"
 
 
@@ -247,7 +248,7 @@ def test_child_has_the_limit_of_the_whole(backend: Backend) -> None:
     store.settle(key(1))
 
     backend.advance(5)
-    messages = store.sweep().messages + store.sweep().messages
+    messages = sweep(store).messages + sweep(store).messages
 
     assert failure(store) == "the step did not end within its timeout of 5 s"
     assert [message.cancel for message in messages if isinstance(message, StepMessage)] == [True]
@@ -260,7 +261,7 @@ def test_outcome_that_comes_before_the_alarm_stands(backend: Backend) -> None:
 
     assert alarms(store) == []
     backend.advance(5)
-    store.sweep()
+    sweep(store)
     assert kinds(store).count("StepFailed") == 0
 
 
@@ -283,5 +284,5 @@ def test_end_of_the_run_takes_the_alarm_away_for_good(backend: Backend) -> None:
     assert alarms(store) == []
     backend.advance(60)
     assert store.renew([]) == ("p1",)
-    store.sweep()
+    sweep(store)
     assert alarms(store) == []

@@ -6,7 +6,7 @@ import pytest
 
 from durable_celery.store.protocol import RunStatus, Store
 from tests.store.backends import Backend
-from tests.store.moves import begin, close, deliver, new, record, run_messages, signal, take
+from tests.store.moves import begin, close, deliver, new, record, run_messages, signal, sweep, take
 
 
 def test_unknown_run_has_no_record_and_no_history(store: Store) -> None:
@@ -125,7 +125,7 @@ def test_ids_may_look_like_anything_printable(backend: Backend, workflow_id: str
     close(store, workflow_id)
     deliver(store, workflow_id)
     backend.advance(7 * 86400)
-    store.sweep()
-    store.sweep()
+    sweep(store)
+    sweep(store)
     assert store.get(workflow_id) is None
     assert record(store, "other").length == 1

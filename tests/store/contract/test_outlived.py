@@ -10,7 +10,7 @@ from durable_celery.events import StepFailed
 from durable_celery.store.protocol import Claim, Refusal, StepState, Store, Timing
 from tests.store.backends import Backend
 from tests.store.invariants import snapshot
-from tests.store.moves import again, begin, call, claim, close, key, kinds, record, refused, result, step, turn
+from tests.store.moves import again, begin, call, claim, close, key, kinds, record, refused, result, step, sweep, turn
 
 LIMITS = {"timeout": 60, "start_timeout": 10, "attempt_timeout": 20, "heartbeat_timeout": 15}
 STATES = ["pending", "claimed", "waiting"]
@@ -63,7 +63,7 @@ def test_no_limit_of_the_old_run_passes(backend: Backend, state: str) -> None:
 
     assert alarms(store) == []
     backend.advance(100)
-    assert store.sweep().counts.keys() <= {"run", "step"}
+    assert sweep(store).counts.keys() <= {"run", "step"}
     assert logs(store) == before
 
 
@@ -82,7 +82,7 @@ def test_nothing_that_an_outlived_step_does_arms_an_alarm(store: Store) -> None:
     assert alarms(store) == []
     claim(store, owner=call("p9"))
     store.renew([], gone=["p9"])
-    store.sweep()
+    sweep(store)
     assert claim(store).lost == 1
     assert alarms(store) == []
 
@@ -96,7 +96,7 @@ def test_alarm_is_that_of_the_step_of_its_run(backend: Backend) -> None:
     new = claim(store, run=2)
 
     backend.advance(6)
-    store.sweep()
+    sweep(store)
 
     failed = store.history("w")[-1].event
     assert isinstance(failed, StepFailed)
@@ -112,7 +112,7 @@ def test_story_of_a_later_run_names_its_own_step(backend: Backend) -> None:
     turn(store, limited(1, start_timeout=5, queue='the "slow" one'))
 
     backend.advance(6)
-    store.sweep()
+    sweep(store)
 
     failed = store.history("w")[-1].event
     assert isinstance(failed, StepFailed)
@@ -126,7 +126,7 @@ def test_attempt_of_a_later_run_is_fenced_and_repeated(backend: Backend) -> None
     silent = claim(store, run=2)
 
     backend.advance(6)
-    store.sweep()
+    sweep(store)
 
     assert refused(store.claim(silent.key, silent.owner, progress="1")).reason is Refusal.LOST
     assert (claim(store, run=2).attempt, record(store).steps[0].lost) == (2, 1)
@@ -147,7 +147,7 @@ def test_heartbeat_of_an_outlived_step_is_refused_and_takes_it_away(backend: Bac
     assert refused(store.claim(begun.key, begun.owner, progress="1")).reason is Refusal.FINISHED
     assert refused(store.claim(begun.key, call())).reason is Refusal.FINISHED
     backend.advance(100)
-    assert "step" not in store.sweep().counts
+    assert "step" not in sweep(store).counts
 
 
 @pytest.mark.parametrize("end", [again(2), "close"])
@@ -235,7 +235,7 @@ def test_outlived_attempt_that_leaves_its_outcome_to_others_ends_the_step(backen
 
     assert left(store) == []
     backend.advance(100)
-    assert "step" not in store.sweep().counts
+    assert "step" not in sweep(store).counts
 
 
 def test_outcome_from_outside_is_recorded_in_the_run_that_it_names(store: Store) -> None:

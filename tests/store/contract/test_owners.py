@@ -7,7 +7,7 @@ import pytest
 from durable_celery.errors import StaleLeaseError
 from durable_celery.store.protocol import RunMessage, StepMessage, StepState, Store
 from tests.store.backends import Backend
-from tests.store.moves import begin, call, claim, end, key, new, only, record, result, step, take
+from tests.store.moves import begin, call, claim, end, key, new, only, record, result, step, sweep, take
 
 
 def test_renew_makes_processes_known(store: Store) -> None:
@@ -32,7 +32,7 @@ def test_process_that_is_renewed_lives(backend: Backend) -> None:
     for _ in range(5):
         backend.advance(8)
         store.renew(["p1"])
-        store.sweep()
+        sweep(store)
 
     assert store.finish(begun.key, result(1), token=begun.token).recorded
 
@@ -42,9 +42,9 @@ def test_dead_process_is_forgotten_by_the_sweep(backend: Backend) -> None:
     store.renew(["host-1"])
     backend.advance(10)
 
-    sweep = store.sweep()
+    swept = sweep(store)
 
-    assert sweep.counts["owner"] >= 1
+    assert swept.counts["owner"] >= 1
     assert store.renew([]) == ()
 
 
@@ -56,7 +56,7 @@ def test_what_a_dead_process_held_is_sent_again(backend: Backend) -> None:
     take(store)
     backend.advance(10)
 
-    messages = [*store.sweep().messages, *store.sweep().messages]
+    messages = [*sweep(store).messages, *sweep(store).messages]
 
     assert sorted(message.key.number for message in messages if isinstance(message, StepMessage)) == [1, 2]
     assert [message.workflow_id for message in messages if isinstance(message, RunMessage)] == ["w"]
@@ -74,7 +74,7 @@ def test_process_that_is_gone_loses_all_at_once(store: Store) -> None:
 
     store.renew([], gone=["p1"])
 
-    messages = [*store.sweep().messages, *store.sweep().messages]
+    messages = [*sweep(store).messages, *sweep(store).messages]
     assert [message.attempt for message in messages if isinstance(message, StepMessage)] == [2]
     assert store.renew([]) == ()
 
@@ -91,7 +91,7 @@ def test_other_processes_keep_what_they_hold(store: Store) -> None:
     begun = claim(store, 2, owner=call("p2"))
 
     store.renew([], gone=["p1"])
-    store.sweep()
+    sweep(store)
 
     assert [entry.state for entry in record(store).steps] == [StepState.PENDING, StepState.CLAIMED]
     assert store.finish(begun.key, result(2), token=begun.token).recorded
@@ -119,7 +119,7 @@ def test_process_that_slept_through_its_time_and_takes_something_is_alive_again(
     backend.advance(10)
 
     begun = claim(store, 2)
-    store.sweep()
+    sweep(store)
 
     assert [entry.state for entry in record(store).steps] == [StepState.PENDING, StepState.CLAIMED]
     assert store.finish(begun.key, result(2), token=begun.token).recorded
@@ -142,8 +142,8 @@ def test_run_whose_turn_kills_its_process_does_not_spin(backend: Backend) -> Non
         take(store, owner=call(f"life-{life}"))
         store.renew([], gone=[f"life-{life}"])
         waited = 0
-        while not (sweep := store.sweep()).messages:
-            if sweep.next_in:
+        while not (swept := sweep(store)).messages:
+            if swept.next_in:
                 backend.advance(1)
                 waited += 1
         waits.append(waited)
@@ -157,7 +157,7 @@ def test_commit_forgets_the_losses_of_the_turns_before(store: Store) -> None:
     begin(store)
     take(store, owner=call("mortal"))
     store.renew([], gone=["mortal"])
-    store.sweep()
+    sweep(store)
 
     taken = take(store)
     assert taken.run.failures == 1
@@ -171,7 +171,7 @@ def test_lost_steps_are_counted_apart_from_attempts_that_failed(store: Store) ->
     for life in ("a", "b"):
         claim(store, owner=call(life))
         store.renew([], gone=[life])
-        store.sweep()
+        sweep(store)
     begun = claim(store)
     store.postpone(begun.key, begun.owner, delay=0.0, error="x")
 
@@ -185,7 +185,7 @@ def test_owner_text_without_a_call_is_a_process(store: Store) -> None:
     claim(store, owner="plain")
 
     store.renew([], gone=["plain"])
-    store.sweep()
+    sweep(store)
 
     assert only(record(store).steps).state is StepState.PENDING
 
@@ -197,7 +197,7 @@ def test_process_names_may_look_like_anything(store: Store) -> None:
 
     assert name in store.renew([name])
     store.renew([], gone=[name])
-    store.sweep()
+    sweep(store)
 
     assert only(record(store).steps).lost == 1
     assert store.claim(key(1), f"{name}#2") is not None

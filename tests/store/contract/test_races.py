@@ -32,6 +32,7 @@ from tests.store.moves import (
     result,
     signal,
     step,
+    sweep,
     take,
     timer,
     turn,
@@ -116,7 +117,7 @@ def adding(name: str, event: Event, input_key: str) -> Act:
 
 
 def sweeping(other: Store) -> object:
-    return other.sweep()
+    return sweep(other)
 
 
 @pytest.fixture
@@ -313,7 +314,7 @@ def test_many_sweeps_give_each_message_once(backend: Backend, racers: Racers) ->
     for number in range(40):
         begin(store, timer(1, 0), workflow_id=f"w-{number}")
 
-    sweeps = racers.race(*[lambda other: [other.sweep(limit=10) for _ in range(5)]] * THREADS)
+    sweeps = racers.race(*[lambda other: [sweep(other, 10) for _ in range(5)]] * THREADS)
 
     messages = [message for parts in sweeps for sweep in parts for message in sweep.messages]
     names = [message.workflow_id for message in messages if isinstance(message, RunMessage)]
@@ -439,7 +440,7 @@ def test_the_alarm_and_the_outcome_leave_one_of_them(backend: Backend, racers: R
         begun = claim(store, workflow_id=name)
         backend.advance(5)
 
-        done, _ = racers.race(finishing(begun), lambda other: other.sweep())
+        done, _ = racers.race(finishing(begun), sweep)
 
         outcomes = [kind for kind in kinds(store, name) if kind in {"StepCompleted", "StepFailed"}]
         if done.recorded:
@@ -456,7 +457,7 @@ def test_the_alarm_of_the_start_and_a_claim_leave_one_of_them(backend: Backend, 
         begin(store, step(1, options={"start_timeout": 5}), workflow_id=name)
         backend.advance(5)
 
-        begun, _ = racers.race(claiming(key(1, name)), lambda other: other.sweep())
+        begun, _ = racers.race(claiming(key(1, name)), sweep)
 
         failed = kinds(store, name).count("StepFailed")
         assert failed == (0 if isinstance(begun, Claim) else 1)

@@ -29,6 +29,7 @@ from tests.store.moves import (
     result,
     signal,
     step,
+    sweep,
     take,
     timer,
     turn,
@@ -93,7 +94,7 @@ def _dead(store: Store) -> None:
     begin(store, step(1))
     claim(store)
     store.renew([], gone=["p1"])
-    store.sweep()
+    sweep(store)
 
 
 def _commit(*outputs: Event, hold: bool = False) -> Callable[[Store, Turn], object]:
@@ -168,8 +169,8 @@ CASES = [
     ),
     Case("renew", _claimed(step(1)), lambda s, _: s.renew(["p1", "p2"])),
     Case("gone", _claimed(step(1)), lambda s, _: s.renew(["p2"], gone=["p1"])),
-    Case("sweep", _begun(timer(1, 0)), lambda s, _: s.sweep(), _nothing),
-    Case("sweep after a death", _dead, lambda s, _: s.sweep(), _nothing),
+    Case("sweep", _begun(timer(1, 0)), lambda s, _: sweep(s), _nothing),
+    Case("sweep after a death", _dead, lambda s, _: sweep(s), _nothing),
     Case("get", _claimed(step(1)), lambda s, _: s.get("w")),
     Case("history", _begun(step(1)), lambda s, _: s.history("w")),
     Case("runs", _begun(step(1)), lambda s, _: s.runs()),

@@ -8,7 +8,7 @@ from durable_celery.errors import WorkflowConflictError
 from durable_celery.events import RunStarted, TimerFired
 from durable_celery.store.protocol import RunMessage, RunStatus, Store
 from tests.store.backends import Backend
-from tests.store.moves import begin, close, kinds, new, only, record, run_messages, take, turn
+from tests.store.moves import begin, close, kinds, new, only, record, run_messages, sweep, take, turn
 
 
 def test_start_writes_the_record_and_the_first_event(store: Store) -> None:
@@ -170,14 +170,14 @@ def test_first_message_says_so_until_a_turn_was_taken(backend: Backend) -> None:
     assert message is not None
     assert message.first
     backend.advance(10)
-    again = only(store.sweep().messages)
+    again = only(sweep(store).messages)
     assert isinstance(again, RunMessage)
     assert again.first
 
     taken = take(store)
     store.release("w", taken.lease.owner, delay=0.0)
 
-    later = only(store.sweep().messages)
+    later = only(sweep(store).messages)
     assert isinstance(later, RunMessage)
     assert not later.first
 

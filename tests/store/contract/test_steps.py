@@ -25,6 +25,7 @@ from tests.store.moves import (
     signal,
     step,
     step_messages,
+    sweep,
     take,
     turn,
 )
@@ -141,8 +142,8 @@ def test_outcome_takes_the_deadline_away(backend: Backend) -> None:
     execute(store)
 
     store.renew([], gone=["p1"])
-    store.sweep()
-    assert store.sweep().next_in == pytest.approx(10, abs=2), "the wake of the run is all that is left"
+    sweep(store)
+    assert sweep(store).next_in == pytest.approx(10, abs=2), "the wake of the run is all that is left"
 
 
 def test_finish_records_the_outcome_and_gives_the_message(store: Store) -> None:

@@ -20,6 +20,7 @@ from tests.store.moves import (
     signal,
     step,
     step_messages,
+    sweep,
     take,
     timer,
     turn,
@@ -27,22 +28,22 @@ from tests.store.moves import (
 
 
 def test_empty_store_has_nothing_to_do(store: Store) -> None:
-    assert store.sweep() == Sweep(messages=(), more=False, next_in=None, counts={})
+    assert sweep(store) == Sweep(messages=(), more=False, next_in=None, counts={})
 
 
 def test_sweep_tells_how_long_nothing_falls_due(backend: Backend) -> None:
     store = backend.store
     store.start(new(delay=50.0))
 
-    assert store.sweep().next_in == pytest.approx(50, abs=2)
+    assert sweep(store).next_in == pytest.approx(50, abs=2)
     backend.advance(45)
-    assert store.sweep().next_in == pytest.approx(5, abs=2)
+    assert sweep(store).next_in == pytest.approx(5, abs=2)
 
 
 def test_life_of_a_process_is_an_entry(store: Store) -> None:
     store.renew(["p1"])
 
-    assert store.sweep().next_in == pytest.approx(10, abs=2)
+    assert sweep(store).next_in == pytest.approx(10, abs=2)
 
 
 def test_each_send_doubles_the_wait_for_a_run_up_to_the_limit(backend: Backend) -> None:
@@ -87,8 +88,8 @@ def test_message_is_given_once_per_due_time(backend: Backend) -> None:
     begin(store, step(1))
     backend.advance(10)
 
-    assert len(store.sweep().messages) == 1
-    assert store.sweep().messages == ()
+    assert len(sweep(store).messages) == 1
+    assert sweep(store).messages == ()
 
 
 def test_step_message_says_all_that_a_publisher_needs(backend: Backend) -> None:
@@ -118,7 +119,7 @@ def test_run_message_says_all_that_a_publisher_needs(backend: Backend) -> None:
     signal(store)
     backend.advance(10)
 
-    assert store.sweep().messages == (
+    assert sweep(store).messages == (
         RunMessage(
             workflow_id="w",
             name="shop.checkout",
@@ -143,7 +144,7 @@ def test_sweep_counts_what_it_settled(backend: Backend) -> None:
 
     counts: dict[str, int] = {}
     for _ in range(3):
-        for kind, number in store.sweep().counts.items():
+        for kind, number in sweep(store).counts.items():
             counts[kind] = counts.get(kind, 0) + number
 
     # A process has an entry on each shard.
@@ -163,7 +164,7 @@ def test_sweep_takes_no_more_than_its_limit(backend: Backend) -> None:
         store.start(new(f"w-{number}"))
     backend.advance(10)
 
-    sweeps = [store.sweep(limit=10) for _ in range(3)]
+    sweeps = [sweep(store, 10) for _ in range(3)]
 
     assert [len(sweep.messages) for sweep in sweeps] == [10, 10, 5]
     assert [sweep.more for sweep in sweeps] == [True, True, False]
@@ -209,5 +210,5 @@ def _sends(backend: Backend, *, seconds: int, grain: int) -> list[int]:
     sent: list[int] = []
     for second in range(grain, seconds + grain, grain):
         backend.advance(grain)
-        sent += [second] * len(backend.store.sweep().messages)
+        sent += [second] * len(sweep(backend.store).messages)
     return sent
