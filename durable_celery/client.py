@@ -290,15 +290,19 @@ class Client(CallbackVerbs):
         """
         deadline = None if timeout is None else time.monotonic() + timeout
         pause = _FIRST_LOOK
-        with self._ear(check_id(workflow_id)) as ear:
+        record = self.store.get(check_id(workflow_id))
+        if (end := self._end_of(record)) is not None:
+            # Nothing has to be heard of.
+            return end
+        with self._ear(workflow_id) as ear:
             while True:
-                record = self.store.get(workflow_id)
-                if (end := self._end_of(record)) is not None:
-                    return end
                 left = pause if deadline is None else deadline - time.monotonic()
                 if left <= 0 or (record is None and hopeless()):
                     return None
                 ear.rest(min(pause, left))
+                record = self.store.get(workflow_id)
+                if (end := self._end_of(record)) is not None:
+                    return end
                 pause = _SELDOM if ear.listens and record is not None else min(pause * 1.1, _LAST_LOOK)
 
     def _ear(self, workflow_id: str) -> AbstractContextManager[Ear]:

@@ -3,8 +3,9 @@
 The write that closes a run notifies the channel ``<namespace>_ends``, with the workflow id, in the same statement. Each
 process in which somebody waits has one connection that listens, for as long as somebody does and a little longer.
 
-A notification is only a hint: whoever waits also looks by itself, seldom while the connection listens, and as often as
-with any other store while it does not. A pooler that gives each transaction another connection never tells of any.
+A notification is only a hint: whoever waits also looks by itself, seldom while the connection hears, and as often as
+with any other store while it does not. Behind a pooler that gives each transaction another connection ``LISTEN`` seems
+to work, and nothing comes: so a connection is believed only when it has heard what was told it on another one.
 """
 
 from __future__ import annotations
@@ -13,9 +14,13 @@ import logging
 import os
 import threading
 import time
+import uuid
+import weakref
 from collections import defaultdict
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
+
+from sqlalchemy import func, select
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator
@@ -29,6 +34,8 @@ _log = logging.getLogger(__name__)
 _IDLE, _RETRY = 10.0, 1.0
 #: Seconds that the thread listens before it looks whether anybody still waits.
 _TICK = 1.0
+#: Seconds in which a new connection must hear, and until the next try with one that did not.
+_DEAF_AFTER, _DEAF_FOR = 2.0, 60.0
 
 
 def channel_of(namespace: str) -> str:
@@ -58,21 +65,20 @@ class Ears:
 
     def __init__(self, engine: Callable[[], Engine], namespace: str) -> None:
         self._engine, self._channel = engine, channel_of(namespace)
-        self._reset()
+        self.reset()
+        _ALL.add(self)
 
-    def _reset(self) -> None:
+    def reset(self) -> None:
         """Begin anew: a child of a fork has neither the thread nor the connection."""
-        self._pid, self._lock = os.getpid(), threading.Lock()
+        self._lock = threading.Lock()
         self._waiting: defaultdict[str, set[Ear]] = defaultdict(set)
         self._thread: threading.Thread | None = None
-        #: Whether the connection stands.
+        #: Whether an end would be heard of.
         self.is_listening = False
 
     @contextmanager
     def ear(self, workflow_id: str) -> Generator[Ear]:
         """Give an ear for the end of a run."""
-        if self._pid != os.getpid():
-            self._reset()
         ear = Ear(self)
         with self._lock:
             self._waiting[workflow_id].add(ear)
@@ -90,25 +96,36 @@ class Ears:
     def _run(self) -> None:
         """Listen, again after each failure, until nobody has waited for some time."""
         while True:
+            pause = 0.0
             try:
-                self._listen()
+                if not self._listen():
+                    pause = _DEAF_FOR
             except Exception as error:  # noqa: BLE001 - whatever the driver raises: those who wait look by themselves
                 _log.info("nobody hears of ends for now, they are asked for: %s", error)
-                time.sleep(_RETRY)
+                pause = _RETRY
             finally:
                 self.is_listening = False
-            with self._lock:
-                if not self._waiting:
-                    self._thread = None
-                    return
+            until = time.monotonic() + pause
+            while True:
+                with self._lock:
+                    if not self._waiting:
+                        self._thread = None
+                        return
+                if (left := until - time.monotonic()) <= 0:
+                    break
+                time.sleep(min(left, _TICK))
 
-    def _listen(self) -> None:
+    def _listen(self) -> bool:
+        """Listen until nobody has waited for some time; False if nothing can be heard."""
         with self._engine().connect() as pooled:
             # Not the pool's any more: it is closed at the end, with all that it listens to.
             pooled.detach()
             driver: Any = pooled.connection.dbapi_connection
             driver.autocommit = True
             driver.execute(f'LISTEN "{self._channel}"')
+            if not self._hears(driver):
+                _log.info("LISTEN has no effect here (a pooler?): ends of runs are asked for")
+                return False
             self.is_listening = True
             # What has ended before is not told.
             self._tell(None)
@@ -118,6 +135,18 @@ class Ears:
                     self._tell(note.payload)
                 if self._waiting:
                     idle_since = time.monotonic()
+        return True
+
+    def _hears(self, driver: Any) -> bool:
+        """Tell whether the connection hears what another one tells."""
+        probe = f"probe {uuid.uuid4()}"
+        with self._engine().begin() as connection:
+            connection.execute(select(func.pg_notify(self._channel, probe)))
+        until = time.monotonic() + _DEAF_AFTER
+        while (left := until - time.monotonic()) > 0:
+            if any(note.payload == probe for note in driver.notifies(timeout=left, stop_after=1)):
+                return True
+        return False
 
     def _tell(self, workflow_id: str | None) -> None:
         """Wake who waits for a run, or all."""
@@ -126,3 +155,15 @@ class Ears:
             ears = [ear for each in sets for ear in each]
         for ear in ears:
             ear.event.set()
+
+
+#: Those of this process.
+_ALL: weakref.WeakSet[Ears] = weakref.WeakSet()
+
+
+def _reset_all() -> None:
+    for ears in list(_ALL):
+        ears.reset()
+
+
+os.register_at_fork(after_in_child=_reset_all)
