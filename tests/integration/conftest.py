@@ -1,6 +1,7 @@
-"""pytest-celery on local processes: the public nodes of `durable_celery.testing`, and a RabbitMQ that others use too.
+"""pytest-celery on local processes: the public nodes of `durable_celery.testing`, and servers that others use too.
 
-With `DURABLE_TEST_CONTAINERS=1` pytest-celery's own containers are used.
+Each test runs on Redis, on RabbitMQ, and on one SQL database alone: it is broker, store and result backend. With
+`DURABLE_TEST_CONTAINERS=1` pytest-celery's own containers are used, for the first two.
 """
 
 from __future__ import annotations
@@ -11,20 +12,50 @@ from typing import Any
 
 import pytest
 from celery import Celery
-from pytest_celery import CeleryTestSetup
+from pytest_celery import CeleryTestBackend, CeleryTestBroker, CeleryTestSetup
 
 from durable_celery.testing.nodes import ServerNode, WorkerNode
 from tests.conftest import delete_isolated, isolation_settings
+from tests.databases import Database
 
 USES_CONTAINERS = os.environ.get("DURABLE_TEST_CONTAINERS") == "1"
 
 
-@pytest.fixture(params=["celery_redis_broker", "celery_rabbitmq_broker"])
-def celery_broker(request: pytest.FixtureRequest) -> Iterator[Any]:
-    """Each test runs on both brokers, in a fixed order: pytest-celery's own set has none, which breaks pytest-xdist."""
-    broker = request.getfixturevalue(request.param)
+#: In a fixed order: pytest-celery's own set has none, which breaks pytest-xdist.
+BROKERS = ["redis", "rabbitmq"]
+DATABASES = [] if USES_CONTAINERS else ["postgresql", "sqlite"]
+
+
+@pytest.fixture(params=BROKERS + DATABASES)
+def place(request: pytest.FixtureRequest) -> str:
+    """Give the name of what each test runs on."""
+    return str(request.param)
+
+
+@pytest.fixture
+def alone(request: pytest.FixtureRequest, place: str) -> Database | None:
+    """Give the database that is everything, if it is one."""
+    return request.getfixturevalue(f"{place}_tables") if place in DATABASES else None
+
+
+@pytest.fixture
+def celery_broker(request: pytest.FixtureRequest, place: str, alone: Database | None) -> Iterator[Any]:
+    if alone is None:
+        broker = request.getfixturevalue(f"celery_{place}_broker")
+    else:
+        broker = CeleryTestBroker(ServerNode(f"sqla+{alone.url}"))
     yield broker
     broker.teardown()
+
+
+@pytest.fixture
+def celery_backend(request: pytest.FixtureRequest, alone: Database | None) -> Iterator[Any]:
+    if alone is None:
+        backend = request.getfixturevalue("celery_redis_backend")
+    else:
+        backend = CeleryTestBackend(ServerNode(f"db+{alone.url}"))
+    yield backend
+    backend.teardown()
 
 
 if not USES_CONTAINERS:
@@ -63,8 +94,9 @@ if not USES_CONTAINERS:
         return ServerNode(rabbitmq_url)
 
     @pytest.fixture
-    def default_worker_container_cls() -> type[IsolatedWorkerNode]:
-        return type("OneTestsWorkerNode", (IsolatedWorkerNode,), {"isolation": isolation_settings()})
+    def default_worker_container_cls(alone: Database | None) -> type[IsolatedWorkerNode]:
+        isolation = isolation_settings() | ({"durable_namespace": alone.namespace} if alone else {})
+        return type("OneTestsWorkerNode", (IsolatedWorkerNode,), {"isolation": isolation})
 
     @pytest.fixture
     def celery_setup_config(
