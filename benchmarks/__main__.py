@@ -28,8 +28,6 @@ def main() -> None:
     unknown = set(options.workloads) - set(workloads)
     if unknown:
         parser.error(f"unknown workloads: {', '.join(sorted(unknown))}")
-    if options.store != "redis" and {"w5", "w6", "w7"} & set(options.workloads or workloads):
-        parser.error("w5, w6 and w7 look into Redis: name the others, such as w1 w1-latency w2 w3 w4")
     scale = Scale(pairs=options.pairs, size=0.2 if options.quick else 1.0)
     figures: list[Figure] = []
     began = time.monotonic()

@@ -34,26 +34,23 @@ def w6_kill(system: System, scale: Scale) -> Iterator[Figure]:
 
 def _one_kill(system: System, count: int, steps: int, whole: float) -> tuple[float, list[Any]]:
     handles = [system.durable.sequence.delay(steps) for _ in range(count)]
-    redis = system.redis[DURABLE]
     # Starting takes a part of the time; the log tells how far the work is.
     wanted = 0.4 * count * 2 * steps
-    wait_for(lambda: _events(redis, handles) >= wanted, 60 + 2 * whole, "40 % of the work")
+    wait_for(lambda: _events(system, handles) >= wanted, 60 + 2 * whole, "40 % of the work")
     system.workers[DURABLE].kill()
     began = time.perf_counter()
     system.workers[DURABLE].start(wait=False)
     wait_for(lambda: all(handle.ready() for handle in handles), 240, "all runs to end")
     took = time.perf_counter() - began
     # What the dead worker had taken from the queue stays there for the broker's visibility timeout, an hour.
-    redis.delete("unacked", "unacked_index")
+    system.redis[DURABLE].delete("unacked", "unacked_index")
     system.settle(DURABLE)
     return took, handles
 
 
-def _events(redis: Any, handles: list[Any]) -> int:
-    pipe = redis.pipeline(transaction=False)
-    for handle in handles:
-        pipe.llen(f"durable:{{0}}:log:{handle.id}")
-    return sum(pipe.execute())
+def _events(system: System, handles: list[Any]) -> int:
+    runs = [system.log.get(handle.id) for handle in handles]
+    return sum(run.length for run in runs if run is not None)
 
 
 def _repeats(history: list[Any]) -> int:

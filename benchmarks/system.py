@@ -6,14 +6,16 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import cached_property
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 from redis import Redis
+from sqlalchemy import Engine, create_engine
 
 from durable_celery.app import binding_of
-from durable_celery.store.protocol import RunStatus
+from durable_celery.store.protocol import RunStatus, Store
 from tests.databases import server_url, tables_at
 from tests.servers import RedisServer
 from tests.workers import CeleryWorker
@@ -99,16 +101,46 @@ class System:
     def _has_open_runs(self, database: int) -> bool:
         if self.store == "redis" or database == PLAIN:
             return False
-        store = binding_of(self.durable.app).store
-        return any(store.runs(status=status, limit=1).runs for status in (RunStatus.PENDING, RunStatus.RUNNING))
+        return any(self.log.runs(status=status, limit=1).runs for status in (RunStatus.PENDING, RunStatus.RUNNING))
 
     def settle(self, database: int, timeout: float = 300.0) -> None:
         """Wait until a side has nothing left to do; messages are acknowledged late, so that is the end of all work."""
         wait_for(lambda: self.is_idle(database), timeout, f"database {database} to be idle")
 
-    def closed_runs(self) -> int:
-        """Count the runs that have ended."""
-        return int(self.redis[DURABLE].zcard("durable:{0}:index:closed"))
+    @property
+    def log(self) -> Store:
+        """Where the histories are."""
+        return binding_of(self.durable.app).store
+
+    def weight(self) -> float:
+        """Return the bytes that the histories take: memory of Redis, with all else there, or pages of tables."""
+        match self.store:
+            case "redis":
+                return float(self.redis[PLAIN].info("memory")["used_memory"])
+            case "sqlite":
+                question = "SELECT page_count * page_size FROM pragma_page_count(), pragma_page_size()"
+            case "postgresql":
+                question = "SELECT sum(pg_total_relation_size(oid)) FROM pg_class WHERE relkind = 'r' AND {mine}"
+            case _:
+                question = "SELECT sum(data_length + index_length) FROM information_schema.tables WHERE {mine}"
+        name = "relname" if self.store == "postgresql" else "table_name"
+        with self._database.connect() as connection:
+            mine = f"{name} LIKE '{self.tables.namespace}_%'"
+            return float(connection.exec_driver_sql(question.format(mine=mine.replace("%", "%%"))).scalar() or 0)
+
+    def transactions(self) -> int | None:
+        """Return how many transactions, or scripts, the log's server has seen; None where it does not count."""
+        if self.store == "redis":
+            return int(self.redis[DURABLE].info("commandstats")["cmdstat_evalsha"]["calls"])
+        if self.store != "postgresql":
+            return None
+        question = "SELECT xact_commit FROM pg_stat_database WHERE datname = current_database()"
+        with self._database.connect() as connection:
+            return int(connection.exec_driver_sql(question).scalar() or 0)
+
+    @cached_property
+    def _database(self) -> Engine:
+        return create_engine(self.tables.url)
 
     def forget_results(self) -> None:
         """Drop what the result backend holds; queues and log stay."""

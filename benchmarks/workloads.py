@@ -11,7 +11,7 @@ from typing import Any
 
 from benchmarks import load
 from benchmarks.report import Figure
-from benchmarks.system import DURABLE, PLAIN, System, wait_for
+from benchmarks.system import DURABLE, System, wait_for
 
 __all__ = ["WORKLOADS", "Scale", "w7_memory"]
 
@@ -167,17 +167,21 @@ def _few_sleepers(system: System) -> list[int]:
 
 
 def w7_memory(system: System, scale: Scale) -> Iterator[Figure]:
-    """Weigh finished runs of 10 steps, and sleeping ones, by the server's ``used_memory``."""
+    """Weigh finished runs of 10 steps, and sleeping ones, by what the log's server says."""
     count = scale.of(500)
-    yield Figure("W7 store scripts/s of an idle worker", [_idle_rate(system) for _ in range(scale.pairs)])
-    canvas = [_weigh(system, count, lambda: load.chains(system, count, 10, keep=True)) for _ in range(scale.pairs)]
-    system.forget_results()
+    if system.transactions() is not None:
+        rates = [_idle_rate(system) for _ in range(scale.pairs)]
+        yield Figure("W7 store scripts or transactions/s of an idle worker", rates)
+    if system.store == "redis":
+        canvas = [_weigh(system, count, lambda: load.chains(system, count, 10, keep=True)) for _ in range(scale.pairs)]
+        yield Figure("W7 bytes per chain of 10 (results)", canvas)
+        system.forget_results()
     closed = [
         _weigh(system, count, lambda: load.runs(system, system.durable.sequence, count, 10)) for _ in range(scale.pairs)
     ]
-    yield Figure("W7 bytes per chain of 10 (results)", canvas)
     yield Figure("W7 bytes per finished run of 10 steps", closed)
-    yield Figure("W7 finished run / chain", _ratios(closed, canvas), "<=", 1.0, 0.6)
+    if system.store == "redis":
+        yield Figure("W7 finished run / chain", _ratios(closed, canvas), "<=", 1.0, 0.6)
     sleeping = [_weigh(system, count, lambda: _sleep_long(system, count)) for _ in range(scale.pairs)]
     yield Figure("W7 bytes per sleeping run", sleeping, "<=", 1300, 800)
 
@@ -185,31 +189,23 @@ def w7_memory(system: System, scale: Scale) -> Iterator[Figure]:
 def _idle_rate(system: System) -> float:
     """Count what the one worker with workflows asks of the log while nothing happens."""
     system.settle(DURABLE)
-    began, before = time.perf_counter(), _scripts(system)
+    began, before = time.perf_counter(), system.transactions() or 0
     time.sleep(4)
-    return (_scripts(system) - before) / (time.perf_counter() - began)
-
-
-def _scripts(system: System) -> int:
-    return int(system.redis[DURABLE].info("commandstats")["cmdstat_evalsha"]["calls"])
+    return ((system.transactions() or 0) - before) / (time.perf_counter() - began)
 
 
 def _sleep_long(system: System, count: int) -> None:
     """Start runs that sleep, and wait until all of them do."""
+    handles = [system.durable.sleeper.delay(3600) for _ in range(count)]
+    wait_for(lambda: all(handle.describe().waiting for handle in handles), 120, "all runs to sleep")
     redis = system.redis[DURABLE]
-    timers = redis.zcount("durable:{0}:agenda", time.time() * 1000 + 3_000_000, "+inf")
-    for _ in range(count):
-        system.durable.sleeper.delay(3600)
-    due = time.time() * 1000 + 3_000_000
-    wait_for(lambda: redis.zcount("durable:{0}:agenda", due, "+inf") >= timers + count, 120, "all runs to sleep")
     wait_for(lambda: not redis.llen("celery") and not redis.hlen("unacked"), 60, "an empty queue")
 
 
 def _weigh(system: System, count: int, work: Callable[[], object]) -> float:
-    redis = system.redis[PLAIN]
-    before = redis.info("memory")["used_memory"]
+    before = system.weight()
     work()
-    return float(redis.info("memory")["used_memory"] - before) / count
+    return (system.weight() - before) / count
 
 
 def _ratios(ours: list[float], theirs: list[float]) -> list[float]:
