@@ -24,7 +24,9 @@ def main() -> None:
     stores = ("redis", "sqlite", "postgresql", "mariadb")
     parser.add_argument("--store", choices=stores, default="redis", help="where the histories are (default redis)")
     parser.add_argument("--aof", choices=("no", "everysec", "always"), default="no", help="when Redis syncs its disk")
+    parser.add_argument("--run-ahead", type=float, default=0.0, help="seconds of durable_run_ahead (default 0: off)")
     options = parser.parse_args()
+    os.environ["BENCH_RUN_AHEAD"] = str(options.run_ahead)
     unknown = set(options.workloads) - set(workloads)
     if unknown:
         parser.error(f"unknown workloads: {', '.join(sorted(unknown))}")
@@ -42,6 +44,7 @@ def main() -> None:
     facts = {
         "store": options.store,
         "aof": options.aof,
+        "run-ahead": options.run_ahead,
         "redis-server": version,
         "pool": f"prefork -c {CONCURRENCY}",
         "pairs": scale.pairs,

@@ -16,6 +16,7 @@ app = Celery("benchmarks.durable", broker=f"{URL}/1", backend=f"{URL}/2", set_as
 app.conf.update(SETTINGS)
 if store := os.environ.get("BENCH_STORE"):
     app.conf.update(durable_store=store, durable_namespace=os.environ["BENCH_NAMESPACE"])
+app.conf.durable_run_ahead = float(os.environ.get("BENCH_RUN_AHEAD", "0"))
 
 
 @app.task

@@ -271,21 +271,11 @@ class CeleryDispatcher:
     def _publish_step(self, message: StepMessage, producer: Any) -> None:
         scheduled, key = message.scheduled, message.key
         payload, place = message.override or scheduled.payload, _place(message)
-        args, kwargs = self.codec.decode(payload, place)
-        options = dict(scheduled.options or {})
-        queue = self.queue_of(message.workflow, message.envelope)
-        if scheduled.task in _OWN_TASKS and queue in self.app.amqp.queues:
+        args, kwargs = self.arguments(message)
+        options, header = dict(scheduled.options or {}), self._header(message)
+        if scheduled.task in _OWN_TASKS and header["queue"] in self.app.amqp.queues:
             # Who serves the workflow knows them, and maybe nobody else.
-            options["queue"] = queue
-        header = {
-            "id": key.workflow_id,
-            "run": key.run,
-            "step": key.number,
-            "name": message.workflow,
-            "queue": queue,
-        }
-        if (version := version_of(message.envelope)) > 1:
-            header["version"] = version
+            options["queue"] = header["queue"]
         secret: dict[str, str] = {}
         if self.codec.hides or self.codec.is_reference(payload):
             header["sealed"] = place.kind
@@ -313,6 +303,47 @@ class CeleryDispatcher:
             **options.get("message", {}),
             **self._kinship(message),
         )
+
+    def arguments(self, message: StepMessage) -> tuple[list[Any], dict[str, Any]]:
+        """Return the arguments of a step.
+
+        Raises:
+            CodecError: they cannot be opened here.
+        """
+        args, kwargs = self.codec.decode(message.override or message.scheduled.payload, _place(message))
+        return args, kwargs
+
+    def request(self, message: StepMessage, args: list[Any], kwargs: dict[str, Any], queue: str) -> dict[str, Any]:
+        """Return what a worker would have of a step's message, where there is none."""
+        key, options = str(message.key), message.scheduled.options or {}
+        made = self.app.amqp.as_task_v2(
+            key, message.scheduled.task, args, kwargs, ignore_result=True, shadow=options.get("label"),
+            **self._kinship(message),
+        )  # fmt: skip
+        return {
+            **made.headers,
+            HEADER: self._header(message),
+            "correlation_id": key,
+            "is_eager": False,
+            "delivery_info": {"exchange": "", "routing_key": queue, "priority": None, "redelivered": False},
+            "callbacks": None,
+            "errbacks": None,
+            "chain": None,
+            "chord": None,
+        }
+
+    def _header(self, message: StepMessage) -> dict[str, Any]:
+        key = message.key
+        header = {
+            "id": key.workflow_id,
+            "run": key.run,
+            "step": key.number,
+            "name": message.workflow,
+            "queue": self.queue_of(message.workflow, message.envelope),
+        }
+        if (version := version_of(message.envelope)) > 1:
+            header["version"] = version
+        return header
 
     def queue_of(self, name: str, envelope_text: str) -> str:
         """Return the queue (or routing key) to which a run's messages go."""

@@ -55,6 +55,8 @@ class Settings:
     sweep_interval: float = 0.25
     #: Suspended executions kept in each worker thread; 0 replays each turn from the start.
     cache_size: int = 500
+    #: Seconds for which a process may go on with a run step after step, without a message for each; 0: it may not.
+    run_ahead: float = 0.0
     #: How many lost processes a step without a retry policy survives.
     lost_attempts: int = 5
     #: Seconds that a finished step waits for a store that is away, before it gives up and is repeated later.

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from celery import signals
 from celery.exceptions import Ignore, NotRegistered, Reject, Retry, SoftTimeLimitExceeded
 
+from durable_celery.ahead import CLAIM, Begun
 from durable_celery.codec import HIDDEN, HiddenFailure
 from durable_celery.current import Pulse, StepInfo
 from durable_celery.dispatch import header_of
@@ -182,7 +183,8 @@ class _Attempt:
             _log.warning("a message for %s names no step that could be; dropped", self.task.name)
             reason = "the message names no step"
             raise Ignore(reason)
-        claim = self.engine.begin_step(key, settles=self.settles)
+        begun = self.request.get(CLAIM)
+        claim = begun.take() if isinstance(begun, Begun) else self.engine.begin_step(key, settles=self.settles)
         if isinstance(claim, Refusal):
             if claim in {Refusal.CANCELLED, Refusal.FINISHED, Refusal.UNKNOWN}:
                 self._close_row()

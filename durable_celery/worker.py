@@ -20,6 +20,7 @@ from celery.worker.control import Panel
 from kombu.utils.functional import maybe_list
 
 from durable_celery import guards
+from durable_celery.ahead import RunAhead
 from durable_celery.app import EAGER, binding_of
 from durable_celery.errors import (
     ConfigurationError,
@@ -73,6 +74,7 @@ class DurableStep(bootsteps.StartStopStep):
         guards.guard_sql_transport()
         guards.guard_blocking_pool(parent.pool)
         wrap_tasks(binding)
+        _run_ahead(binding, parent)
         spare_tracebacks()
         _cancel_on_revoke(binding)
 
@@ -106,6 +108,18 @@ def _duties_of(binding: Binding) -> Iterator[Callable[[], float]]:
 
         _look(binding.archive.check)
         yield Archiver(binding.store, binding.archive, binding.settings.retention).archive_runs
+
+
+def _run_ahead(binding: Binding, worker: Any) -> None:
+    """Let steps run ahead, if the settings say so and no time limit is on all that the pool does."""
+    if not binding.settings.run_ahead:
+        return
+    if worker.time_limit or worker.soft_time_limit:
+        _log.warning("durable_run_ahead has no effect in this worker: it has time limits, which are a message's")
+        return
+    ahead = RunAhead(binding, binding.settings.run_ahead)
+    binding.engine.ahead = ahead
+    signals.task_postrun.connect(ahead.work, weak=False)
 
 
 def _look(check: Callable[[], None]) -> None:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from durable_celery.codec import Codec, failure_of, failure_text
 from durable_celery.engine.runs import Runs
+from durable_celery.engine.turn import claim_step
 from durable_celery.errors import CodecError, PayloadError, StepLostError
 from durable_celery.events import StepCompleted, StepFailed
 from durable_celery.policy import RetryPolicy, wait_after
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
 __all__ = ["Engine", "is_at_most_once"]
 
 _log = logging.getLogger(__name__)
-_AWAY = "the store was away"
 #: With more open steps than these, a result only wakes the run: the turn that follows takes in many results at once,
 #: instead of one turn for each. Its message may have to queue behind the steps, which is what makes them many.
 _CROWD = 10
@@ -86,12 +86,7 @@ class Engine(Runs):
         Raises:
             StoreUnavailableError: no answer; the attempt, if there was one, is given back.
         """
-        owner = self._owner()
-        try:
-            answer = self.patience.persist(lambda: self.store.claim(key, owner))
-        except BaseException:
-            self.patience.later(lambda: self.store.postpone(key, owner, delay=0.0, error=_AWAY))
-            raise
+        answer = claim_step(self.store, self.patience, key, self._owner())
         if isinstance(answer, Refused):
             self.publish([answer.message])
             return answer.reason

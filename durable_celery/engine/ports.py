@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Protocol
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from durable_celery.store.protocol import RunMessage, StepMessage
+    from durable_celery.store.protocol import Claim, RunMessage, StepMessage
     from durable_celery.workflow import Definition
 
-__all__ = ["Dispatcher", "Workflows"]
+__all__ = ["Ahead", "Dispatcher", "Workflows"]
 
 
 class Dispatcher(Protocol):
@@ -22,6 +22,18 @@ class Dispatcher(Protocol):
 
     def child_envelope(self, message: StepMessage) -> str:
         """Return the envelope of the child run that a step asks for: its queue and priority, its root and parent."""
+        ...
+
+
+class Ahead(Protocol):
+    """Executes a step in the process that has just scheduled it, without a message."""
+
+    def may(self, message: StepMessage, /) -> bool:
+        """Whether a step would be executed here and now; nothing is promised yet."""
+        ...
+
+    def take(self, message: StepMessage, claim: Claim, /) -> None:
+        """Take over a step that :meth:`may` has allowed, which is claimed. It must come to an end, whatever happens."""
         ...
 
 

@@ -34,7 +34,7 @@ from durable_celery.workflow import Execution
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from durable_celery.engine.ports import Dispatcher, Workflows
+    from durable_celery.engine.ports import Ahead, Dispatcher, Workflows
     from durable_celery.store.protocol import Lease, RunRecord, Store
     from durable_celery.workflow import Definition
 
@@ -67,6 +67,8 @@ class Runs:
         self.cache = ExecutionCache(cache_size)
         #: How long a history may grow; the binding of an app sets what its settings say.
         self.limits = HistoryLimits()
+        #: Executes steps in this process, where it may.
+        self.ahead: Ahead | None = None
         self.family = Family(store, dispatcher, self.codec)
 
     def take_turn(self, workflow_id: str) -> Ending | None:
@@ -182,7 +184,7 @@ class Runs:
 
     def _drive_to_rest(self, turn: Turn, execution: Execution, *, deliver: bool) -> TurnDriver:
         """Feed, commit and publish until nothing is new or the run has ended."""
-        driver = TurnDriver(self.store, execution, turn, self.patience)
+        driver = TurnDriver(self.store, execution, turn, self.patience, self.ahead)
         held = True
         while held and not driver.is_over:
             driver.feed()

@@ -23,19 +23,22 @@ from durable_celery.events import (
     TerminalEvent,
     TimerFired,
 )
-from durable_celery.store.protocol import RunMessage, StepKey, StepMessage
+from durable_celery.store.protocol import Claim, Refused, RunMessage, StepKey, StepMessage
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from durable_celery.engine.patience import Patience
+    from durable_celery.engine.ports import Ahead
     from durable_celery.store.protocol import Lease, RunRecord, Store, Turn
     from durable_celery.workflow import Execution
 
-__all__ = ["Ending", "TurnDriver", "run_message"]
+__all__ = ["Ending", "TurnDriver", "claim_step", "run_message"]
 
 #: How many events are asked for at once.
 _PAGE = 1000
+#: Outputs by which a run ends; nobody may be left to hear of a step.
+_NOT_AHEAD = RunContinued | RunCompleted | RunFailed | RunCancelled
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,19 +57,40 @@ def run_message(run: RunRecord) -> RunMessage:
     )
 
 
+def claim_step(store: Store, patience: Patience, key: StepKey, owner: str) -> Claim | Refused:
+    """Claim the next attempt of a step.
+
+    Raises:
+        StoreUnavailableError: no answer; the attempt, if there was one, is given back.
+    """
+    try:
+        return patience.persist(lambda: store.claim(key, owner))
+    except BaseException:
+        unclaim_step(store, patience, key, owner)
+        raise
+
+
+def unclaim_step(store: Store, patience: Patience, key: StepKey, owner: str) -> None:
+    """Give an attempt back that was perhaps claimed, though no answer came, and that nobody has begun."""
+    patience.later(lambda: store.postpone(key, owner, delay=0.0, error="the store was away"))
+
+
 class TurnDriver:
     """The state of one turn while it lasts."""
 
-    def __init__(self, store: Store, execution: Execution, turn: Turn, patience: Patience) -> None:
+    def __init__(
+        self, store: Store, execution: Execution, turn: Turn, patience: Patience, ahead: Ahead | None = None
+    ) -> None:
         """Join a lease with an execution that stands at or before the lease's events."""
         self.store, self.execution, self.turn, self.patience = store, execution, turn, patience
+        self.ahead = ahead
         self.now = turn.now
         #: The seq up to which the history is known here, own outputs included.
         self.seen = execution.position
         #: Events that are known and still to be fed.
         self.backlog: list[Recorded] = []
         #: Messages that a commit entails, to be published now.
-        self.messages: list[StepMessage] = []
+        self.messages: list[StepMessage | RunMessage] = []
         self.terminal: TerminalEvent | None = None
         #: Whether the run has ended, as the end of the workflow or to go on as the next one.
         self.is_over = False
@@ -88,7 +112,8 @@ class TurnDriver:
 
     def commit(self, *, hold: bool) -> bool:
         """Write the outputs and learn what came meanwhile; return whether the lease is still held."""
-        held = self._write(self.execution.take_outputs(), hold=hold)
+        outputs = self.execution.take_outputs()
+        held = self._write(outputs, hold=hold, begin=self._step_ahead(outputs))
         if all(isinstance(item.event, Output) for item in self.backlog):
             # Nothing came meanwhile, and the code need not be shown its own commands.
             self.backlog.clear()
@@ -100,13 +125,30 @@ class TurnDriver:
         if outputs := self.execution.take_outputs():
             self._write(outputs, hold=True)
 
-    def _write(self, outputs: Sequence[Event], *, hold: bool) -> bool:
-        waiting = self.execution.waiting
-        answer = self.patience.persist(
-            lambda: self.store.commit(self.turn.lease, outputs, read=self.seen, waiting=waiting, hold=hold)
-        )
+    def _step_ahead(self, outputs: Sequence[Event]) -> StepMessage | None:
+        """Return the step that this process executes itself, if there is one: it is all that the code wants done."""
+        steps = [event for event in outputs if isinstance(event, StepScheduled)]
+        if self.ahead is None or len(steps) != 1 or steps[0].kind != "task" or isinstance(outputs[-1], _NOT_AHEAD):
+            return None
+        if any(isinstance(event, CommandCancelled) and event.target == steps[0].number for event in outputs):
+            return None
+        message = self._step_message(steps[0])
+        return message if self.ahead.may(message) else None
+
+    def _write(self, outputs: Sequence[Event], *, hold: bool, begin: StepMessage | None = None) -> bool:
+        waiting, lease, number = self.execution.waiting, self.turn.lease, begin.key.number if begin else None
+        try:
+            answer = self.patience.persist(
+                lambda: self.store.commit(lease, outputs, read=self.seen, waiting=waiting, hold=hold, begin=number)
+            )
+        except BaseException:
+            if begin is not None:
+                unclaim_step(self.store, self.patience, begin.key, lease.owner)
+            raise
+        if begin is not None:
+            self._begin(begin, is_claimed=answer.begun)
         self.now = answer.now
-        self._collect(outputs)
+        self._collect(outputs, begin)
         if self.is_over and self.terminal is None:
             # The log that this turn knows was set aside; what came meanwhile stands in that of the next run.
             return False
@@ -115,6 +157,19 @@ class TurnDriver:
         self.backlog += [Recorded(seq=before + i, at=self.now, event=event) for i, event in enumerate(outputs, 1)]
         self.seen = answer.length
         return answer.held
+
+    def _begin(self, message: StepMessage, *, is_claimed: bool) -> None:
+        """Hand over a step that this process executes; that of a commit that was repeated may have another fate."""
+        owner, key = self.turn.lease.owner, message.key
+        claim: Claim | Refused = Claim(
+            key=key, token=1, owner=owner, attempt=1, lost=0, retries=0, scheduled=message.scheduled
+        )
+        if not is_claimed:
+            claim = claim_step(self.store, self.patience, key, owner)
+        if isinstance(claim, Refused):
+            self.messages += [claim.message] if claim.message else []
+        elif self.ahead is not None:
+            self.ahead.take(message, claim)
 
     def _learn(self, events: Sequence[Recorded], length: int) -> None:
         """Take over a page of events and read the rest, up to seq ``length``."""
@@ -143,15 +198,18 @@ class TurnDriver:
         if started is not None and (started.start_at is None or self.now >= started.start_at):
             self.patience.persist(lambda: self.store.append(workflow_id, TimerFired(number=0), key="timer:0"))
 
-    def _collect(self, outputs: Sequence[Event]) -> None:
+    def _collect(self, outputs: Sequence[Event], begun: StepMessage | None) -> None:
         unwanted = {event.target for event in outputs if isinstance(event, CommandCancelled)}
-        run = self.turn.run
+        unwanted |= {begun.key.number} if begun else set()
         for event in outputs:
             if isinstance(event, StepScheduled) and event.number not in unwanted:
-                key = StepKey(workflow_id=run.workflow_id, run=run.run, number=event.number)
-                message = StepMessage(key=key, scheduled=event, workflow=run.name, envelope=run.envelope)
-                self.messages.append(message)
+                self.messages.append(self._step_message(event))
             elif isinstance(event, RunContinued):
                 self.is_over = True
             elif isinstance(event, RunCompleted | RunFailed | RunCancelled):
                 self.terminal, self.is_over = event, True
+
+    def _step_message(self, event: StepScheduled) -> StepMessage:
+        run = self.turn.run
+        key = StepKey(workflow_id=run.workflow_id, run=run.run, number=event.number)
+        return StepMessage(key=key, scheduled=event, workflow=run.name, envelope=run.envelope)

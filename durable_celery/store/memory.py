@@ -140,7 +140,16 @@ class MemoryStore(Tables):
                 return Refused(reason=Refusal.HELD)
             return self._lease(run, owner, known)
 
-    def commit(self, lease: Lease, outputs: Sequence[Event], *, read: int, waiting: str, hold: bool) -> Committed:
+    def commit(
+        self,
+        lease: Lease,
+        outputs: Sequence[Event],
+        *,
+        read: int,
+        waiting: str,
+        hold: bool,
+        begin: int | None = None,
+    ) -> Committed:
         """See :meth:`Store.commit`."""
         with self.lock:
             run = self.run_table.get(lease.workflow_id)
@@ -162,12 +171,16 @@ class MemoryStore(Tables):
             if not run.record.status.is_closed:
                 gated = ("timer", lease.workflow_id, 0) in self.agenda
                 run.update(status=RunStatus.PENDING if gated else RunStatus.RUNNING, waiting=waiting)
+            begun = begin is not None and self._is_alive(lease.owner)
+            if begin is not None and begun:
+                key = StepKey(workflow_id=lease.workflow_id, run=run.record.run, number=begin)
+                self._begin(run, place_of(key), lease.owner)
             run.update(read=len(run.log), failures=0, reason="")
             held = hold or bool(unseen and not run.record.status.is_closed)
             if not held:
                 self._give_back(run)
                 self._wake(run)
-            return Committed(events=unseen[:PAGE], length=len(run.log), held=held, now=self.clock())
+            return Committed(events=unseen[:PAGE], length=len(run.log), held=held, now=self.clock(), begun=begun)
 
     def _continued(self, run: Run) -> Committed:
         """Return the answer to a commit that began this run; it tells of the one before."""
@@ -219,11 +232,7 @@ class MemoryStore(Tables):
             if step.state is StepState.PENDING:
                 if step.not_before > self.clock():
                     return Refused(reason=Refusal.EARLY)
-                self._hold(owner, key.workflow_id, place)
-                step.state, step.owner, step.attempt = StepState.CLAIMED, owner, step.attempt + 1
-                step.not_before, step.sends = 0, 0
-                self.agenda.pop(("step", key.workflow_id, place), None)
-                self._limit(run, place, "attempt", "heartbeat", over=("start",))
+                self._begin(run, place, owner)
             return Claim(
                 key=key,
                 token=step.attempt,
@@ -235,6 +244,15 @@ class MemoryStore(Tables):
                 override=step.override,
                 progress=step.progress,
             )
+
+    def _begin(self, run: Run, place: int, owner: str) -> None:
+        """Begin the next attempt of a step that waits for it."""
+        step, workflow_id = run.steps[place], run.record.workflow_id
+        self._hold(owner, workflow_id, place)
+        step.state, step.owner, step.attempt = StepState.CLAIMED, owner, step.attempt + 1
+        step.not_before, step.sends = 0, 0
+        self.agenda.pop(("step", workflow_id, place), None)
+        self._limit(run, place, "attempt", "heartbeat", over=("start",))
 
     def _beat(self, run: Run, key: StepKey, owner: str, progress: str) -> Refused | None:
         """Take a heartbeat; return why it is refused, or None."""

@@ -334,6 +334,8 @@ class Committed:
     #: Whether the caller still has the lease.
     held: bool
     now: int
+    #: Whether the step that was to begin is claimed. A commit that comes again says False: :meth:`Store.claim` tells.
+    begun: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -441,7 +443,16 @@ class Store(Protocol):
         """
         ...
 
-    def commit(self, lease: Lease, outputs: Sequence[Event], *, read: int, waiting: str, hold: bool) -> Committed:
+    def commit(
+        self,
+        lease: Lease,
+        outputs: Sequence[Event],
+        *,
+        read: int,
+        waiting: str,
+        hold: bool,
+        begin: int | None = None,
+    ) -> Committed:
         """Append the outputs of a turn, with all that follows from them (worker).
 
         ``read`` is the seq up to which the caller has seen the history (its own outputs counted): whatever comes after
@@ -457,6 +468,9 @@ class Store(Protocol):
         those of the same kinds (``CARRIED``) that came after ``read``, in their order. Keys of inputs stay. The lease
         is given back whatever ``hold`` says, and the run is woken; the answer has no events, and the length of the old
         log. One that comes again is known by its token, because two runs may well end in the same way.
+
+        With ``begin``, the number of a step among the outputs that none of them cancels, the lease's owner has claimed
+        that step with this very commit, as by :meth:`claim`, unless its process has expired.
 
         A commit that has taken effect and comes again is known by its position and its outputs, and gets its answer
         again. So ``read`` is never less than the length that the last commit of the run returned.

@@ -193,7 +193,16 @@ class RedisStore:
         kind, answer = self._verb("take", workflow_id, owner, known)
         return read_turn(answer, owner, known) if kind == "turn" else Refused(reason=Refusal(answer))
 
-    def commit(self, lease: Lease, outputs: Sequence[Event], *, read: int, waiting: str, hold: bool) -> Committed:
+    def commit(
+        self,
+        lease: Lease,
+        outputs: Sequence[Event],
+        *,
+        read: int,
+        waiting: str,
+        hold: bool,
+        begin: int | None = None,
+    ) -> Committed:
         """See :meth:`Store.commit`."""
         done, *answer = self._verb(
             "commit",
@@ -203,6 +212,7 @@ class RedisStore:
             read,
             printable(waiting),
             int(hold),
+            "" if begin is None else begin,
             *output_words(outputs),
         )
         if not done:
@@ -211,8 +221,8 @@ class RedisStore:
                 f"lease {lease.token} of workflow {lease.workflow_id!r} is stale, nothing was written: {token} is the "
                 f"newest, held by {owner or 'nobody'}, and the turn stood at {read} of {position} committed events"
             )
-        lines, length, held, now = answer
-        return Committed(events=events_of(lines, read), length=length, held=bool(held), now=now)
+        lines, length, held, now, begun = answer
+        return Committed(events=events_of(lines, read), length=length, held=bool(held), now=now, begun=bool(begun))
 
     def release(self, workflow_id: str, owner: str, *, delay: float, reason: str = "") -> None:
         """See :meth:`Store.release`."""

@@ -13,7 +13,7 @@ from functools import partial
 from typing import Any, Protocol
 
 from durable_celery.errors import StaleLeaseError, StoreUnavailableError
-from durable_celery.store.protocol import Claim, Committed, Finished, Lease, Refused, Turn
+from durable_celery.store.protocol import Claim, Committed, Finished, Lease, Refused, StepKey, Turn
 
 __all__ = ["At", "Call", "Caller", "Crash", "Fault", "Hook", "Kind", "Watch", "WatchedStore"]
 
@@ -78,9 +78,11 @@ class Watch:
         self.refusals: Counter[str] = Counter()
         #: The last calls, oldest first.
         self.calls: deque[Call] = deque(maxlen=_TAIL)
-        self._claimants: set[str] = set()
+        self._claimants: set[tuple[str, str]] = set()
         #: Newest token of each run and each step.
         self._newest: dict[str, int] = {}
+        #: Which run of a workflow a lease was for, by the lease's token.
+        self._runs: dict[tuple[str, int], int] = {}
 
     def begin(self, caller: Caller, verb: str, args: tuple[Any, ...]) -> Call:
         """Count a call.
@@ -98,10 +100,7 @@ class Watch:
     def note(self, answer: object) -> None:
         """Note the tokens that were given out."""
         if isinstance(answer, Claim):
-            key = str(answer.key)
-            self.claims[key] += answer.owner not in self._claimants
-            self._claimants.add(answer.owner)
-            self._newest[key] = answer.token
+            self._note_claim(answer.key, answer.owner, answer.token)
             return
         if isinstance(answer, Refused):
             self.refusals[answer.reason] += 1
@@ -112,6 +111,18 @@ class Watch:
             self.refusals["outcome"] += not answer.recorded
         if isinstance(turn, Turn):
             self._newest[turn.lease.workflow_id] = turn.lease.token
+            self._runs[turn.lease.workflow_id, turn.lease.token] = turn.run.run
+
+    def note_begun(self, lease: Lease, number: int) -> None:
+        """Note the token of a step that began with its commit."""
+        run = self._runs[lease.workflow_id, lease.token]
+        self._note_claim(StepKey(workflow_id=lease.workflow_id, run=run, number=number), lease.owner, 1)
+
+    def _note_claim(self, key: StepKey, owner: str, token: int) -> None:
+        name = str(key)
+        self.claims[name] += (name, owner) not in self._claimants
+        self._claimants.add((name, owner))
+        self._newest[name] = token
 
     def note_write(self, call: Call, token: int | None, answer: object) -> None:
         """Look at the token of a call that wrote something."""
@@ -159,6 +170,8 @@ class WatchedStore:
         if verb in _FENCED:
             watch.note_write(call, kwargs.get("token"), answer)
             watch.note(answer)
+            if isinstance(answer, Committed) and answer.begun:
+                watch.note_begun(args[0], kwargs["begin"])
         if watch.witness is not None:
             watch.witness(call)
         if watch.hooks:

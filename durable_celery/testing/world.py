@@ -37,7 +37,6 @@ from durable_celery.store.memory import MemoryStore
 from durable_celery.store.protocol import (
     Claim,
     NewRun,
-    Refusal,
     RunMessage,
     RunRecord,
     RunStatus,
@@ -87,6 +86,9 @@ class Process:
             lost_attempts=world.lost_attempts,
             patience=Patience(world.patience, world.clock.advance, background=False),
         )
+        self.engine.ahead = self
+        #: The step that it executes next, without a message.
+        self.next: tuple[StepMessage, Claim] | None = None
 
     def handle(self, message: Message) -> None:
         """Do what a worker does with a message."""
@@ -95,6 +97,18 @@ class Process:
                 self._turn(message.workflow_id)
             else:
                 self._step(message)
+        while self.is_alive and self.next is not None:
+            (ahead, claim), self.next = self.next, None
+            with mortal(self):
+                self._execute(ahead, claim)
+
+    def may(self, _: StepMessage) -> bool:
+        """See :meth:`Ahead.may`."""
+        return self.world.runs_ahead and self.next is None
+
+    def take(self, message: StepMessage, claim: Claim) -> None:
+        """See :meth:`Ahead.take`."""
+        self.next = message, claim
 
     def beat(self, *gone: str) -> None:
         """Renew, sweep, and do what waited for the store: the heart of the worker's main process."""
@@ -117,8 +131,10 @@ class Process:
 
     def _step(self, message: StepMessage) -> None:
         claim = self.engine.begin_step(message.key)
-        if isinstance(claim, Refusal):
-            return
+        if isinstance(claim, Claim):
+            self._execute(message, claim)
+
+    def _execute(self, message: StepMessage, claim: Claim) -> None:
         world, self.claim = self.world, claim
         world.executions[str(message.key)] += 1
         kind, key = "override" if message.override else "call", message.key
@@ -185,6 +201,8 @@ class World:
         self.clock, self.watch, self.codec = Clock(), Watch(), codec or Codec()
         self.store: OpenStore = make_store(timing or Timing(), self.clock)
         self.cache_size, self.lost_attempts, self.patience, self.go_on = cache_size, lost_attempts, patience, go_on
+        #: Whether a process executes the only step that its turn has scheduled itself, without a message.
+        self.runs_ahead = False
         self.tasks: dict[str, Task] = {}
         self.flows: dict[tuple[str, int], Task] = {}
         self.broker: deque[Message] = deque()

@@ -35,6 +35,7 @@ app.conf.update(
     result_backend=os.environ.get("SHOP_BACKEND") or None,
     durable_store=os.environ.get("SHOP_STORE", ""),
     durable_resend_after=2.0,
+    durable_run_ahead=float(os.environ.get("SHOP_RUN_AHEAD", "0")),
     accept_content=["json", "yaml"],
     result_extended=True,
     task_routes={"shop.routed": {"queue": "side"}},

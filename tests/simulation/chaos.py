@@ -75,6 +75,7 @@ class Chaos:
             lost_attempts=10_000,
             make_store=self.place.make,
         )
+        world.runs_ahead = shape.pick((False, True))
         world.watch.witness = self._witness
         if isinstance(world.store, RuledStore):
             world.store.found = self.monitor.found

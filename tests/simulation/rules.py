@@ -10,12 +10,14 @@ from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from durable_celery.events import StepCompleted, StepFailed, StepScheduled
+from durable_celery.events import Event, StepCompleted, StepFailed, StepScheduled
 from durable_celery.store.memory import MemoryStore
 from durable_celery.store.memory_tables import Run, milliseconds, place_of
 from durable_celery.store.protocol import (
     Claim,
+    Committed,
     Finished,
+    Lease,
     NewRun,
     Refused,
     Started,
@@ -89,6 +91,16 @@ class RuledStore(MemoryStore):
             if self.clock() < self._not_before.get(key, 0):
                 self.found.append(f"rule 8: step {key} was claimed before its time")
             self._check_hands(("step", key.workflow_id, place_of(key)), owner)
+        return answer
+
+    def commit(self, lease: Lease, outputs: Sequence[Event], **given: Any) -> Committed:
+        """Rule 5: a step that begins with its commit is claimed as any other."""
+        answer = super().commit(lease, outputs, **given)
+        if answer.begun:
+            run = self.run_table[lease.workflow_id].record.run
+            key = StepKey(workflow_id=lease.workflow_id, run=run, number=given["begin"])
+            self._check_token(str(key), 1, is_new=True)
+            self._check_hands(("step", key.workflow_id, place_of(key)), lease.owner)
         return answer
 
     def postpone(self, key: StepKey, owner: str, *, delay: float | None, error: str, **changes: Any) -> bool:

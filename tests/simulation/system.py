@@ -12,7 +12,7 @@ from typing import Any
 
 import greenlet
 
-from durable_celery.store.protocol import StepMessage, Timing
+from durable_celery.store.protocol import Claim, StepMessage, Timing
 from durable_celery.testing.surroundings import Publisher
 from durable_celery.testing.watch import Call, Crash
 from durable_celery.testing.world import TICK, Message, Process, World, mortal
@@ -110,14 +110,12 @@ class Worker(Process):
         if not slot.dead:
             self.standing = slot
 
-    def _step(self, message: StepMessage) -> None:
+    def _execute(self, message: StepMessage, claim: Claim) -> None:
         try:
-            super()._step(message)
+            super()._execute(message, claim)
         except AskAgain as request:
-            claim = self.claim
-            if claim is not None:
-                override = self.world.codec.encode([[request.args[0]], {"is_ready": True}], "arguments")
-                self.engine.postpone_step(claim, delay=0.5, error="again", retries=1, override=override)
+            override = self.world.codec.encode([[request.args[0]], {"is_ready": True}], "arguments")
+            self.engine.postpone_step(claim, delay=0.5, error="again", retries=1, override=override)
 
 
 class System(World):

@@ -32,9 +32,9 @@ class Unfenced(MemoryStore):
 class Deaf(MemoryStore):
     """Loses a wake-up: what came during a turn is not looked at when the turn ends."""
 
-    def commit(self, lease: Lease, outputs: Sequence[Event], *, read: int, waiting: str, hold: bool) -> Committed:
-        answer = super().commit(lease, outputs, read=read, waiting=waiting, hold=hold)
-        if hold or not answer.held:
+    def commit(self, lease: Lease, outputs: Sequence[Event], **given: Any) -> Committed:
+        answer = super().commit(lease, outputs, **given)
+        if given["hold"] or not answer.held:
             return answer
         self._give_back(self.run_table[lease.workflow_id])
         return replace(answer, held=False, events=())

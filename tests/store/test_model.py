@@ -124,17 +124,27 @@ class TwoStores(RuleBasedStateMachine):
         kinds=st.lists(st.sampled_from(["step", "step", "child", "timer", "cancel"]), max_size=3),
         ends=st.sampled_from([None, None, None, "end", "again", "again"]),
         twice=st.booleans(),
+        begins=st.booleans(),
         options=st.sampled_from(OPTIONS),
     )
     def commit(
-        self, data: st.DataObject, *, hold: bool, kinds: list[str], ends: str | None, twice: bool, options: Any
+        self,
+        data: st.DataObject,
+        *,
+        hold: bool,
+        kinds: list[str],
+        ends: str | None,
+        twice: bool,
+        begins: bool,
+        options: Any,
     ) -> None:
         name = data.draw(st.sampled_from(sorted(self.leases)))
         lease, read = self.leases[name]
         kinds = [] if self._is_closed(name) else [*kinds, *filter(None, [ends])]
         outputs = [self._output(name, kind, options) for kind in kinds]
+        begin = outputs[0].number if begins and kinds == ["step"] else None  # type: ignore[attr-defined]
         answers = [
-            self.both(lambda store: store.commit(lease, outputs, read=read, waiting="x", hold=hold))
+            self.both(lambda store: store.commit(lease, outputs, read=read, waiting="x", hold=hold, begin=begin))
             for _ in range(1 + twice)
         ]
         if isinstance(answers[0], Committed):

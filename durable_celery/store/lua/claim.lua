@@ -37,12 +37,7 @@ end
 if step.state == 'pending' then
   if step.due and step.due > NOW then return { 'refused', 'early', false } end
   join(owner)
-  step.state, step.owner, step.due, step.sends = 'claimed', owner, nil, 0
-  step.attempt = (step.attempt or 0) + 1
-  limit(id, place, step, { 'attempt', 'heartbeat' }, { 'start' })
-  put_step(id, place, step)
-  redis.call('ZREM', AGENDA, step_member(id, place))
-  redis.call('SADD', held_key(owner), step_member(id, place))
+  begin_step(id, place, step, owner)
 end
 return done({
   'claim', step.attempt, step.lost or 0, step.retries or 0, line_of(id, step), step.override or false,

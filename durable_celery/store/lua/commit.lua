@@ -1,13 +1,13 @@
 -- commit: append the outputs of a turn, with all that follows from them.
--- ARGV: 2 id, 3 token, 4 owner, 5 read, 6 waiting, 7 hold (0, 1); then five for each output: what follows, number, two
---       more, text of the event. What follows: 'step' and 'child' (JSON of the limits or ''), 'timer' (due),
+-- ARGV: 2 id, 3 token, 4 owner, 5 read, 6 waiting, 7 hold (0, 1), 8 number of a step that the owner begins, or ''; then
+--       five for each output: what follows, number, two more, text of the event. What follows: 'step' and 'child' (JSON of the limits or ''), 'timer' (due),
 --       'cancel' (target), 'close' (status), 'continue' (names of the kinds of inputs that go along), '' (nothing).
 --       'close' and 'continue' end a run, so they come last.
--- Returns: {1, events between read and the outputs, length, held (0, 1), now}; or, if stale, {0, newest token, owner,
+-- Returns: {1, events between read and the outputs, length, held (0, 1), now, begun (0, 1)}; or, if stale, {0, newest token, owner,
 --       read}.
 
 local id, token, owner, read = ARGV[2], tonumber(ARGV[3]), ARGV[4], tonumber(ARGV[5])
-local waiting, hold, FIRST, WIDTH = ARGV[6], ARGV[7] == '1', 8, 5
+local waiting, hold, FIRST, WIDTH = ARGV[6], ARGV[7] == '1', 9, 5
 local count = (#ARGV - FIRST + 1) / WIDTH
 local run = run_of(id)
 local is_continuing = count > 0 and ARGV[#ARGV - WIDTH + 1] == 'continue'
@@ -31,8 +31,8 @@ local function is_repeated()
 end
 
 if run and is_repeated() then
-  if is_continuing then return { 1, {}, redis.call('LLEN', log_key(id, newest(id) - 1)) - 1, 0, NOW } end
-  return { 1, page(id, read, run.read - count), run.read, run.owner and 1 or 0, NOW }
+  if is_continuing then return { 1, {}, redis.call('LLEN', log_key(id, newest(id) - 1)) - 1, 0, NOW, 0 } end
+  return { 1, page(id, read, run.read - count), run.read, run.owner and 1 or 0, NOW, 0 }
 end
 local is_current = run and run.token == token and run.owner == owner
 if not is_current or (count > 0 and (is_closed(run) or read < (run.read or 0))) then
@@ -40,6 +40,7 @@ if not is_current or (count > 0 and (is_closed(run) or read < (run.read or 0))) 
 end
 
 local follow, execution, base = {}, newest(id), length_of(id)
+local begun = ARGV[8] ~= '' and is_alive(owner) and place_of(execution, ARGV[8])
 
 local function open_step(place, seq, limits, child)
   local step = { seq = seq, state = 'pending', sends = 1, child = child }
@@ -47,8 +48,12 @@ local function open_step(place, seq, limits, child)
     step.limits = cjson.decode(limits)
     limit(id, place, step, { 'whole', 'start' })
   end
-  put_step(id, place, step)
-  redis.call('ZADD', AGENDA, NOW + wait_after(0), step_member(id, place))
+  if place == begun then
+    begin_step(id, place, step, owner)
+  else
+    put_step(id, place, step)
+    redis.call('ZADD', AGENDA, NOW + wait_after(0), step_member(id, place))
+  end
 end
 
 function follow.step(place, seq, limits) open_step(place, seq, limits) end
@@ -143,7 +148,7 @@ if is_continuing then
   run.read, run.failures, run.reason = nil, nil, nil
   give_back(id)
   wake(id)
-  return done({ 1, {}, length, 0, NOW })
+  return done({ 1, {}, length, 0, NOW, 0 })
 end
 run.read, run.failures, run.reason = length, nil, nil
 if not is_closed(run) then
@@ -156,4 +161,4 @@ if not held then
   give_back(id)
   wake(id)
 end
-return done({ 1, page(id, read, base), length, held and 1 or 0, NOW })
+return done({ 1, page(id, read, base), length, held and 1 or 0, NOW, begun and 1 or 0 })

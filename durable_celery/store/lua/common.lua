@@ -151,6 +151,16 @@ local function limit(id, place, step, begun, over)
   end
 end
 
+-- Begin the next attempt of a step that waits for it, in a process that is known.
+local function begin_step(id, place, step, owner)
+  step.state, step.owner, step.due, step.sends = 'claimed', owner, nil, 0
+  step.attempt = (step.attempt or 0) + 1
+  limit(id, place, step, { 'attempt', 'heartbeat' }, { 'start' })
+  put_step(id, place, step)
+  redis.call('ZREM', AGENDA, step_member(id, place))
+  redis.call('SADD', held_key(owner), step_member(id, place))
+end
+
 -- The workflow wants the step no more. A child run may exist although nobody has said so yet: it is told in any case.
 local function cancel_step(id, place, step)
   if step.child then

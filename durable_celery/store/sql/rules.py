@@ -44,6 +44,7 @@ __all__ = [
     "LOG",
     "TIMER",
     "arm",
+    "begin_step",
     "cancel_step",
     "drop_open",
     "follow",
@@ -244,6 +245,14 @@ def limit(desk: Desk, run: RunRow, step: CommandRow, *begun: str, over: tuple[st
     for kind in begun if limits else ():
         if (length := getattr(limits, kind)) is not None:
             step.end(kind, desk.now + length)
+
+
+def begin_step(desk: Desk, run: RunRow, step: CommandRow, owner: str) -> None:
+    """Begin the next attempt of a step that waits for it, in a process that is known."""
+    step.state, step.owner, step.attempt = StepState.CLAIMED, owner, step.attempt + 1
+    step.not_before, step.sends, step.due_at = 0, 0, None
+    limit(desk, run, step, "attempt", "heartbeat", over=("start",))
+    desk.put(step)
 
 
 def cancel_step(desk: Desk, run: RunRow, step: CommandRow) -> None:

@@ -28,7 +28,7 @@ from durable_celery.store.sql import rules
 from durable_celery.store.sql.continuing import continue_run, ends_with, length_before
 from durable_celery.store.sql.desk import PAGE
 from durable_celery.store.sql.rules import TIMER, milliseconds, run_message, storable, wake
-from durable_celery.store.sql.tables import RunRow
+from durable_celery.store.sql.tables import RunRow, process_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -122,7 +122,16 @@ def turn_of(desk: Desk, run: RunRow, known: int, length: int) -> Turn:
     return rules.turn(run, (*page, *desk.appended(run, known))[:PAGE], desk.now)
 
 
-def commit(desk: Desk, lease: Lease, outputs: Sequence[Event], *, read: int, waiting: str, hold: bool) -> Committed:
+def commit(
+    desk: Desk,
+    lease: Lease,
+    outputs: Sequence[Event],
+    *,
+    read: int,
+    waiting: str,
+    hold: bool,
+    begin: int | None = None,
+) -> Committed:
     """See :meth:`Store.commit`."""
     run, _ = desk.lock(lease.workflow_id)
     end = outputs[-1] if outputs and isinstance(outputs[-1], RunContinued) else None
@@ -149,6 +158,7 @@ def commit(desk: Desk, lease: Lease, outputs: Sequence[Event], *, read: int, wai
     if not rules.is_closed(run):
         run.status = (RunStatus.PENDING if run.gate == "shut" else RunStatus.RUNNING).value
         run.waiting = storable(waiting)
+    begun = _begin(desk, run, lease.owner, begin)
     run.read_to, run.failures, run.reason = run.length, 0, ""
     desk.touch(run)
     held = hold or (base > read and not rules.is_closed(run))
@@ -156,7 +166,15 @@ def commit(desk: Desk, lease: Lease, outputs: Sequence[Event], *, read: int, wai
         rules.give_back(desk, run)
         wake(desk, run)
     events = desk.write((run.workflow_id, run.run, read, base) if base > read else None)
-    return Committed(events=events, length=run.length, held=held, now=desk.now)
+    return Committed(events=events, length=run.length, held=held, now=desk.now, begun=begun)
+
+
+def _begin(desk: Desk, run: RunRow, owner: str, number: int | None) -> bool:
+    """Begin a step that was just scheduled, unless there is none, or the process has expired; tell whether it was."""
+    if number is None or not desk.is_alive(process_of(owner)):
+        return False
+    rules.begin_step(desk, run, desk.commands[run.workflow_id, run.run, number], owner)
+    return True
 
 
 def _is_repeated(desk: Desk, run: RunRow, lease: Lease, outputs: Sequence[Event], read: int) -> bool:

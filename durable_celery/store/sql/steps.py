@@ -41,10 +41,7 @@ def claim(desk: Desk, key: StepKey, owner: str, progress: str | None) -> Claim |
         if step.not_before > desk.now:
             return Refused(reason=Refusal.EARLY)
         desk.join(process_of(owner))
-        step.state, step.owner, step.attempt = StepState.CLAIMED, owner, step.attempt + 1
-        step.not_before, step.sends, step.due_at = 0, 0, None
-        rules.limit(desk, run, step, "attempt", "heartbeat", over=("start",))
-        desk.put(step)
+        rules.begin_step(desk, run, step, owner)
     desk.write()
     return Claim(
         key=key,

@@ -137,10 +137,19 @@ class SqlStore:
 
         return self._server.transact(act)
 
-    def commit(self, lease: Lease, outputs: Sequence[Event], *, read: int, waiting: str, hold: bool) -> Committed:
+    def commit(
+        self,
+        lease: Lease,
+        outputs: Sequence[Event],
+        *,
+        read: int,
+        waiting: str,
+        hold: bool,
+        begin: int | None = None,
+    ) -> Committed:
         """See :meth:`Store.commit`."""
         return self._server.transact(
-            lambda desk: runs.commit(desk, lease, outputs, read=read, waiting=waiting, hold=hold),
+            lambda desk: runs.commit(desk, lease, outputs, read=read, waiting=waiting, hold=hold, begin=begin),
         )
 
     def release(self, workflow_id: str, owner: str, *, delay: float, reason: str = "") -> None:

@@ -16,7 +16,7 @@ from durable_celery.events import (
     StepFailed,
     TimerFired,
 )
-from durable_celery.store.protocol import Refusal, RunStatus, StepState, Store
+from durable_celery.store.protocol import Claim, Refusal, RunStatus, StepState, Store
 from tests.store.backends import Backend
 from tests.store.moves import (
     PROCESS,
@@ -204,6 +204,62 @@ def test_a_commit_that_comes_again_after_the_lease_was_given_back_gets_its_answe
 
     assert (again.events, again.length, again.held) == ((), 2, False)
     assert kinds(store) == ["RunStarted", "StepScheduled", "SignalReceived"]
+
+
+def test_step_may_begin_with_its_commit(backend: Backend) -> None:
+    store = backend.store
+    store.start(new())
+    taken = take(store)
+
+    done = store.commit(taken.lease, [timer(1, 0), step(2)], read=1, waiting="", hold=False, begin=2)
+
+    assert (done.begun, done.held) == (True, False)
+    entry = only(record(store).steps)
+    assert (entry.state, entry.attempt, entry.owner, entry.due_at) == (StepState.CLAIMED, 1, taken.lease.owner, None)
+    assert refused(store.claim(key(2), call("other"))).reason is Refusal.HELD
+    begun = store.claim(key(2), taken.lease.owner)
+    assert isinstance(begun, Claim)
+    assert (begun.token, begun.lost) == (1, 0)
+    finished = store.finish(key(2), result(2), token=1)
+    assert finished.recorded
+
+
+def test_step_that_began_with_its_commit_is_freed_when_its_process_dies(backend: Backend) -> None:
+    store = backend.store
+    store.start(new())
+    taken = take(store, owner=call("mortal"))
+    store.commit(taken.lease, [step(1, options={"heartbeat_timeout": 600})], read=1, waiting="", hold=False, begin=1)
+    store.renew([], gone=["mortal"])
+
+    message = only(tuple(step_messages(store)))
+
+    assert (message.key, message.attempt) == (key(1), 2)
+    assert claim(store).lost == 1
+
+
+def test_step_does_not_begin_in_a_process_that_has_expired(backend: Backend) -> None:
+    store = backend.store
+    store.start(new())
+    taken = take(store, owner=call("mortal"))
+    store.renew([], gone=["mortal"])
+
+    done = store.commit(taken.lease, [step(1)], read=1, waiting="", hold=False, begin=1)
+
+    assert not done.begun
+    assert only(record(store).steps).state is StepState.PENDING
+
+
+def test_step_of_a_commit_that_comes_again_is_asked_for_by_a_claim(store: Store) -> None:
+    store.start(new())
+    taken = take(store)
+    store.commit(taken.lease, [step(1)], read=1, waiting="", hold=False, begin=1)
+
+    again = store.commit(taken.lease, [step(1)], read=1, waiting="", hold=False, begin=1)
+
+    assert not again.begun
+    begun = store.claim(key(1), taken.lease.owner)
+    assert isinstance(begun, Claim)
+    assert begun.attempt == 1
 
 
 def test_step_gets_an_entry_and_its_first_resend(backend: Backend) -> None:

@@ -1,0 +1,188 @@
+"""A step that runs ahead: when it may, and that its task cannot tell the difference."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from celery import Celery, Task, signals
+from celery._state import _task_stack
+
+from durable_celery.ahead import CLAIM, Begun, RunAhead
+from durable_celery.app import Binding
+from durable_celery.events import StepScheduled
+from durable_celery.steps import wrap_tasks
+from durable_celery.store.memory import MemoryStore
+from durable_celery.store.protocol import Claim, StepKey, StepMessage, Store
+from tests.workers import ROOT
+
+
+class Odd(Task):
+    """Publishes in a way of its own."""
+
+    def apply_async(self, *args: Any, **kwargs: Any) -> Any:
+        return super().apply_async(*args, **kwargs)
+
+
+class Hiding:
+    """A codec that nobody can read without."""
+
+    name, hides = "hiding", True
+
+    def encode(self, data: bytes, place: Any) -> bytes:  # noqa: ARG002 - a codec's signature
+        return data[::-1]
+
+    decode = encode
+
+
+@pytest.fixture
+def app() -> Iterator[Celery]:
+    """An app whose task ``now`` is running, as in a worker."""
+    app = Celery("ahead", broker="memory://", set_as_current=False)
+    app.conf.task_routes = {"away": {"queue": "elsewhere"}}
+
+    def noop(*_: Any) -> None:
+        pass
+
+    options: dict[str, dict[str, Any]] = {
+        "now": {},
+        "plain": {},
+        "away": {},
+        "hard": {"time_limit": 5},
+        "soft": {"soft_time_limit": 5},
+        "slow": {"rate_limit": "1/s"},
+        "first": {"priority": 3},
+        "odd": {"base": Odd},
+    }
+    for name, given in options.items():
+        app.task(name=name, shared=False, **given)(noop)
+    app.finalize()
+    app.amqp.queues.select(["celery"])
+    task = app.tasks["now"]
+    _task_stack.push(task)
+    task.push_request(id="now", timelimit=[None, None], hostname="here")
+    yield app
+    task.pop_request()
+    _task_stack.pop()
+
+
+def ahead_of(app: Celery, time_slice: float = 60.0) -> RunAhead:
+    binding = Binding(app, store=MemoryStore())
+    wrap_tasks(binding)
+    return RunAhead(binding, time_slice)
+
+
+def message(task: str = "plain", number: int = 1, **options: Any) -> StepMessage:
+    scheduled = StepScheduled(number=number, cause=1, task=task, payload="[[],{}]", digest="", options=options or None)
+    key = StepKey(workflow_id="w", run=1, number=number)
+    return StepMessage(key=key, scheduled=scheduled, workflow="flow", envelope="{}")
+
+
+def claim_of(step: StepMessage) -> Claim:
+    return Claim(key=step.key, token=1, owner="p#1", attempt=1, lost=0, retries=0, scheduled=step.scheduled)
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"label": "a"}, {"queue": "celery"}, {"retry": {"maximum_attempts": 3}}, {"at_most_once": True}]
+)
+def test_a_plain_step_may_run_ahead(app: Celery, options: dict[str, Any]) -> None:
+    assert ahead_of(app).may(message(**options))
+
+
+@pytest.mark.parametrize("task", ["unknown", "away", "hard", "soft", "slow", "first", "odd", "durable_celery.event"])
+def test_a_task_whose_message_matters_gets_one(app: Celery, task: str) -> None:
+    assert not ahead_of(app).may(message(task))
+
+
+@pytest.mark.parametrize(
+    "options", [{"queue": "elsewhere"}, {"attempt_timeout": 5}, {"priority": 3}, {"message": {"expires": 5}}]
+)
+def test_a_step_whose_message_matters_gets_one(app: Celery, options: dict[str, Any]) -> None:
+    assert not ahead_of(app).may(message(**options))
+
+
+@pytest.mark.parametrize("signal", [signals.before_task_publish, signals.after_task_publish])
+def test_where_somebody_listens_to_what_is_published_there_are_messages(app: Celery, signal: Any) -> None:
+    def listen(**_: Any) -> None:
+        pass
+
+    signal.connect(listen)
+    try:
+        assert not ahead_of(app).may(message())
+    finally:
+        signal.disconnect(listen)
+    assert ahead_of(app).may(message())
+
+
+def test_hidden_arguments_go_by_message(app: Celery) -> None:
+    app.conf.durable_codec = Hiding()
+
+    assert not ahead_of(app).may(message())
+
+
+def test_under_a_time_limit_nothing_runs_ahead(app: Celery) -> None:
+    app.tasks["now"].request.timelimit = [None, 9]
+
+    assert not ahead_of(app).may(message())
+
+
+def test_outside_of_a_task_nothing_runs_ahead(app: Celery) -> None:
+    ahead = ahead_of(app)
+    _task_stack.push(None)
+    try:
+        assert not ahead.may(message())
+    finally:
+        _task_stack.pop()
+
+
+def test_one_step_at_a_time_runs_ahead_and_none_after_the_slice(app: Celery) -> None:
+    ahead = ahead_of(app, time_slice=0.05)
+    ahead.take(message(), claim_of(message()))
+    assert not ahead.may(message(number=2))
+
+    ahead._next = None
+    assert ahead.may(message(number=2))
+    time.sleep(0.06)
+    assert not ahead.may(message(number=2))
+
+
+def test_a_step_that_cannot_even_begin_is_given_back(app: Celery, monkeypatch: pytest.MonkeyPatch) -> None:
+    ahead = ahead_of(app)
+    postponed: list[Any] = []
+    store: Store = ahead.binding.store
+    monkeypatch.setattr(store, "postpone", lambda key, owner, **_: postponed.append((str(key), owner)))
+    app.tasks["plain"].__trace__ = _stop
+    ahead.take(message(), claim_of(message()))
+
+    with pytest.raises(SystemExit):
+        ahead.work()
+
+    assert postponed == [("w/1.1", "p#1")]
+    assert ahead.may(message(number=2))
+
+
+def _stop(*_: object) -> None:
+    raise SystemExit
+
+
+def test_a_message_from_outside_brings_no_claim() -> None:
+    """What is in a message is JSON: never an object of ours."""
+    assert not isinstance({"claim": {}}, Begun)
+    assert CLAIM == "durable_claim"
+
+
+def test_steps_that_run_ahead_are_to_their_tasks_what_steps_by_message_are() -> None:
+    """The tests of steps once more, with a worker that runs ahead as far as it may."""
+    words = ["-q", "-p", "no:cacheprovider", "tests/celery/test_steps.py", "tests/celery/test_step_failures.py"]
+    env = {**os.environ, "SHOP_RUN_AHEAD": "5"}
+    env = {name: value for name, value in env.items() if not name.startswith("PYTEST_")}
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", *words], cwd=ROOT, env=env, capture_output=True, text=True, check=False
+    )
+
+    assert done.returncode == 0, done.stdout

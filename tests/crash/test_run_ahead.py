@@ -1,0 +1,113 @@
+"""Steps that run ahead on real workers: without messages, visible, within their slice, and under kill -9."""
+
+from __future__ import annotations
+
+import random
+import threading
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from tests.crash.test_kills import SETTINGS, survive
+from tests.sites import Site, check_history
+from tests.waiting import wait_until
+
+
+def received(site: Site, task: str) -> int:
+    return sum(f"Task {task}[" in line and line.endswith(" received") for line in site.workers[0].log.splitlines())
+
+
+def test_steps_that_run_ahead_have_no_messages(make_site: Callable[..., Site]) -> None:
+    site = make_site(durable_run_ahead=30.0)
+    site.worker()
+
+    handle = site.start("sequence", str(site.directory), 8)
+
+    assert handle.get(timeout=40) == [number * 10 for number in range(8)]
+    check_history(handle)
+    assert received(site, "effect") == 0
+    assert [key for key, _, _ in site.notes("effects")] == [f"{handle.id}/1.{number}" for number in range(1, 9)]
+    assert len({pid for _, _, pid in site.notes("effects")}) == 1
+
+
+def test_a_slice_ends_with_a_message(make_site: Callable[..., Site]) -> None:
+    site = make_site(durable_run_ahead=0.25)
+    site.worker()
+
+    handle = site.start("sequence", str(site.directory), 8, 0.1)
+
+    assert handle.get(timeout=40) == [number * 10 for number in range(8)]
+    # Two or three steps fit into a slice, and the one after them has a message.
+    assert 1 <= received(site, "effect") <= 5
+
+
+def test_monitors_see_steps_that_run_ahead(make_site: Callable[..., Site]) -> None:
+    site = make_site(durable_run_ahead=30.0)
+    site.worker(args=["-E"])
+    seen: list[dict[str, Any]] = []
+    with site.app.connection_for_read() as connection:
+        receiver = site.app.events.Receiver(connection, handlers={"*": seen.append})
+        stop = threading.Event()
+        listener = threading.Thread(target=lambda: _listen(receiver, stop))
+        listener.start()
+        handle = site.start("retrying", str(site.directory))
+        handle.get(timeout=40)
+        steps = {f"{handle.id}/1.{number}" for number in (1, 2)}
+        wait_until(
+            lambda: steps <= {event["uuid"] for event in seen if event["type"] == "task-succeeded"}, 20, site.story
+        )
+        stop.set()
+        listener.join(20)
+
+    of_steps = [event for event in seen if event.get("uuid") in steps]
+    kinds = Counter(event["type"] for event in of_steps)
+    assert kinds["task-succeeded"] == len(steps)
+    assert min(kinds["task-received"], kinds["task-started"]) >= len(steps)
+    assert kinds["task-retried"] >= 1
+    assert {event["hostname"] for event in of_steps} == {f"{site.workers[0].name}@{_host(of_steps)}"}
+    assert {event["root_id"] for event in of_steps if event["type"] == "task-received"} == {handle.id}
+
+
+def _listen(receiver: Any, stop: threading.Event) -> None:
+    while not stop.is_set():
+        try:
+            receiver.capture(limit=None, timeout=0.5, wakeup=False)
+        except TimeoutError:
+            continue
+
+
+def _host(events: list[dict[str, Any]]) -> str:
+    return str(events[0]["hostname"]).partition("@")[2]
+
+
+@pytest.mark.parametrize("pool", ["threads", "solo", "gevent"])
+def test_each_pool_runs_ahead(make_site: Callable[..., Site], pool: Any) -> None:
+    site = make_site(durable_run_ahead=30.0)
+    site.worker(pool=pool)
+
+    handles = [site.start("sequence", str(site.directory), 4, 0.02) for _ in range(3)]
+
+    for handle in handles:
+        assert handle.get(timeout=40) == [0, 10, 20, 30]
+        check_history(handle)
+    assert received(site, "effect") == 0
+
+
+def test_a_worker_with_time_limits_runs_nothing_ahead_and_says_so(make_site: Callable[..., Site]) -> None:
+    site = make_site(durable_run_ahead=30.0)
+    worker = site.worker(args=["--time-limit=60"])
+
+    assert site.start("sequence", str(site.directory), 2).get(timeout=40) == [0, 10]
+
+    assert "durable_run_ahead has no effect in this worker" in worker.log
+    assert received(site, "effect") == 2
+
+
+@pytest.mark.slow
+def test_kills_lose_no_run_and_record_no_step_twice(make_site: Callable[..., Site]) -> None:
+    seed = random.randrange(2**32)
+    print(f"seed {seed}")  # noqa: T201 - for a failure's report
+
+    survive(make_site(durable_run_ahead=0.3, **SETTINGS), seed, kills=12)
