@@ -14,6 +14,7 @@ app.conf.update(
     broker_url=os.environ.get("COSTS_BROKER", "memory://"),
     task_ignore_result=True,
     durable_resend_after=300.0,
+    durable_run_ahead=float(os.environ.get("COSTS_RUN_AHEAD", "0")),
 )
 
 

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import shlex
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Self
 
 import pytest
@@ -49,14 +51,16 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
 
 @pytest.fixture(scope="module")
 def worker(server: RedisServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[CeleryWorker]:
+    with working(server, tmp_path_factory.mktemp("costs-worker")) as worker:
+        yield worker
+
+
+@contextmanager
+def working(server: RedisServer, directory: Path, **env: str) -> Generator[CeleryWorker]:
+    """Give a worker that has loaded all scripts."""
     app.conf.broker_url = server.url
-    worker = CeleryWorker(
-        "tests.performance.costs_app:app",
-        tmp_path_factory.mktemp("costs-worker"),
-        concurrency=1,
-        env={"COSTS_BROKER": server.url},
-    )
-    with worker:
+    env["COSTS_BROKER"] = server.url
+    with CeleryWorker("tests.performance.costs_app:app", directory, concurrency=1, env=env) as worker:
         # The first run loads the scripts: from then on each call is one EVALSHA. Its delivery comes after its end is
         # readable, and must not be counted with what follows.
         first = sequence.delay(1)
@@ -194,3 +198,16 @@ def _index_members(client: redis.Redis, workflow_id: str) -> set[str]:
     """Return the sorted sets that still name a run."""
     keys = {key.decode() for key in client.scan_iter("durable:*", count=1000) if client.type(key) == b"zset"}
     return {key for key in keys if workflow_id in str(client.zrange(key, 0, -1))}
+
+
+def test_a_step_that_runs_ahead_costs_two_scripts_and_no_message(
+    server: RedisServer, worker: CeleryWorker, tmp_path: Path
+) -> None:
+    """Last in this file: the worker that the others share would take a part of it."""
+    worker.stop()
+    with working(server, tmp_path, COSTS_RUN_AHEAD="60"), Monitor(server) as monitor:
+        sequence.delay(10)
+        costs = monitor.until("deliver")
+
+    assert costs.of_runs() == {"start": 1, "take": 2, "finish": 10, "commit": 11, "deliver": 1}
+    assert costs.messages == 2
