@@ -10,7 +10,17 @@ from celery import chain, chord
 
 from benchmarks.system import DURABLE, PLAIN, System
 
-__all__ = ["Clock", "chains", "chord_of", "countdowns", "raw_tasks", "runs", "waits_for_chains", "waits_for_runs"]
+__all__ = [
+    "Clock",
+    "chains",
+    "chord_of",
+    "countdowns",
+    "many_runs",
+    "raw_tasks",
+    "runs",
+    "waits_for_chains",
+    "waits_for_runs",
+]
 
 
 class Clock:
@@ -55,8 +65,17 @@ def chains(system: System, count: int, steps: int, *, keep: bool = False) -> Clo
 
 def runs(system: System, workflow: Any, count: int, *args: Any) -> tuple[Clock, Sequence[Any]]:
     """Run workflows side by side; return their handles too."""
+    return _runs(system, lambda: [workflow.apply_async(args) for _ in range(count)])
+
+
+def many_runs(system: System, workflow: Any, count: int, *args: Any) -> Clock:
+    """Run workflows side by side that are started at once."""
+    return _runs(system, lambda: workflow.start_many([args] * count))[0]
+
+
+def _runs(system: System, start: Callable[[], Sequence[Any]]) -> tuple[Clock, Sequence[Any]]:
     clock = Clock()
-    handles = [workflow.apply_async(args) for _ in range(count)]
+    handles = start()
     clock.accept()
     system.settle(DURABLE)
     clock.end()

@@ -125,16 +125,18 @@ def _replay(handle: Any, events: int) -> Iterator[Figure]:
 def w4_starts(system: System, scale: Scale) -> Iterator[Figure]:
     """Start 1,000 runs of one step from one client, against publishing 1,000 tasks and chains of one."""
     count = scale.of(1000)
-    rates: dict[str, list[float]] = {key: [] for key in ("raw", "accepted", "completed", "canvas")}
+    rates: dict[str, list[float]] = {key: [] for key in ("raw", "accepted", "many", "completed", "canvas")}
     for _ in range(scale.pairs):
         rates["raw"].append(count / load.raw_tasks(system, count).accepted)
         clock, _ = load.runs(system, system.durable.sequence, count, 1)
         rates["accepted"].append(count / clock.accepted)
+        rates["many"].append(count / load.many_runs(system, system.durable.sequence, count, 1).accepted)
         rates["completed"].append(count / clock.done)
         rates["canvas"].append(count / load.chains(system, count, 1).done)
     yield Figure("W4 raw publishes/s", rates["raw"])
     yield Figure("W4 starts/s", rates["accepted"])
     yield Figure("W4 starts / raw publishes", _ratios(rates["accepted"], rates["raw"]), ">=", 0.3, 0.5)
+    yield Figure("W4 starts by start_many / raw publishes", _ratios(rates["many"], rates["raw"]), ">=", 1.0, 3.0)
     yield Figure("W4 completed / canvas completed", _ratios(rates["completed"], rates["canvas"]), ">=", 0.4, 0.7)
 
 

@@ -214,14 +214,18 @@ class CeleryDispatcher:
         """Publish a run's first message; the run is in the store, so an unreachable broker is only a delay."""
         try:
             with self.app.producer_or_acquire(producer) as one:
-                if self.results_are_messages:
-                    # Their queue has to be there before the first of them.
-                    self.app.backend.on_task_call(one, message.workflow_id)
+                self.expect_results(one)
                 self._publish_run(message, one)
         except self._unreachable() as error:
             _log.warning(
                 "the broker did not take the start of %s (%r); the agenda sends it", message.workflow_id, error
             )
+
+    def expect_results(self, producer: Any = None) -> None:
+        """Make the queue of results that come as messages, before the first of them."""
+        if self.results_are_messages:
+            with self.app.producer_or_acquire(producer) as one:
+                self.app.backend.on_task_call(one, None)
 
     def _publish_run(self, message: RunMessage, producer: Any) -> None:
         options = kombu_json.loads(message.envelope)

@@ -23,7 +23,7 @@ from durable_celery.answering import Answering
 from durable_celery.app import EAGER, binding_of
 from durable_celery.codec import HIDDEN, HiddenFailure, Place, check_id, place_of, rebuild
 from durable_celery.dispatch import ETA, VERSION, envelope, envelope_of_request, header_of, shown, took
-from durable_celery.engine.starting import start_run
+from durable_celery.engine.starting import start_all, start_run
 from durable_celery.errors import (
     CodecError,
     ConfigurationError,
@@ -44,7 +44,7 @@ from durable_celery.waits import RunWaits
 from durable_celery.workflow import Definition, Signal
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from celery import Celery
 
@@ -161,6 +161,40 @@ class DurableTask(Answering[R_co], Task, Generic[P, R_co]):
         if caller is not None and options.get("add_to_parent", True):
             caller.add_trail(handle)
         return handle
+
+    def start_many(
+        self, arguments: Iterable[Sequence[Any]], *, task_ids: Iterable[str] | None = None, **options: Any
+    ) -> list[WorkflowHandle[R_co]]:
+        """Start many runs in few round trips to the store, and publish nothing: the workers publish their messages.
+
+        They begin when a worker looks at the agenda: within ``durable_sweep_interval``, if it has time. (client, step)
+
+        Args:
+            arguments: the positional arguments of each run.
+            task_ids: the id of each, in the same order; without them each gets a new one.
+            **options: those of :meth:`apply_async`, the same for all.
+
+        Returns:
+            Their handles, in the same order.
+
+        Raises:
+            TypeError: some arguments do not fit the workflow's signature; nothing was written.
+            ValueError: there are more ids than runs, or fewer; nothing was written.
+            InvalidIdError, PayloadError: bad input; nothing was written.
+            WorkflowConflictError: an id is taken by a run of another workflow or with other arguments; all others are
+                started.
+            StoreUnavailableError: no answer from the store; some may be started. Repeat with the same ``task_ids``.
+        """
+        given = {"link": None, "link_error": None, "shadow": None, **options}
+        many = list(arguments)
+        ids: list[str | None] = [None] * len(many) if task_ids is None else list(task_ids)
+        checked = [self._checked(args, None, task_id, given) for args, task_id in zip(many, ids, strict=True)]
+        codec = self.binding.codec
+        starts = [(new, list(codec.digests(text, Place(new.workflow_id, "start")))) for new, text in checked]
+        self.binding.dispatcher.expect_results()
+        if conflicts := start_all(self.binding.store, starts):
+            raise conflicts[0]
+        return [self.AsyncResult(new.workflow_id) for new, _ in checked]
 
     def start_in(
         self,

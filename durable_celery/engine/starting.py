@@ -8,11 +8,14 @@ from typing import TYPE_CHECKING
 from durable_celery.errors import WorkflowConflictError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
     from durable_celery.store.protocol import NewRun, Started, Store
 
-__all__ = ["start_run"]
+__all__ = ["start_all", "start_run"]
+
+#: How many starts go to the store at once.
+_BATCH = 500
 
 
 def start_run(store: Store, new: NewRun, digests: Iterable[str]) -> Started:
@@ -31,3 +34,31 @@ def start_run(store: Store, new: NewRun, digests: Iterable[str]) -> Started:
             conflict = conflict or error
     assert conflict is not None  # noqa: S101 - there is always a digest
     raise conflict
+
+
+def start_all(store: Store, starts: Sequence[tuple[NewRun, Sequence[str]]]) -> list[WorkflowConflictError]:
+    """Start runs in few round trips, each with the digests that its arguments may be known by.
+
+    The agenda sends their messages. Returns why some were refused; all others are started.
+    """
+    conflicts: list[WorkflowConflictError] = []
+    for begin in range(0, len(starts), _BATCH):
+        batch = starts[begin : begin + _BATCH]
+        answers = store.start_all([replace(new, digest=digests[0], unsent=True) for new, digests in batch])
+        for (new, digests), answer in zip(batch, answers, strict=True):
+            if isinstance(answer, WorkflowConflictError):
+                conflicts += _still(store, new, digests, answer)
+    return conflicts
+
+
+def _still(
+    store: Store, new: NewRun, digests: Sequence[str], conflict: WorkflowConflictError
+) -> list[WorkflowConflictError]:
+    """Look whether the arguments are known by an older digest."""
+    if digests[1:]:
+        try:
+            start_run(store, replace(new, unsent=True), digests[1:])
+        except WorkflowConflictError:
+            return [conflict]
+        return []
+    return [conflict]

@@ -101,7 +101,20 @@ class MemoryStore(Tables):
             if start_at is not None:
                 self.agenda["timer", new.workflow_id, 0] = start_at
                 return Started(created=True, message=None)
+            if new.unsent:
+                self._rearm(run, 0.0)
+                return Started(created=True, message=None)
             return Started(created=True, message=self._wake(run))
+
+    def start_all(self, news: Sequence[NewRun]) -> list[Started | WorkflowConflictError]:
+        """See :meth:`Store.start_all`."""
+        answers: list[Started | WorkflowConflictError] = []
+        for new in news:
+            try:
+                answers.append(self.start(new))
+            except WorkflowConflictError as error:
+                answers.append(error)
+        return answers
 
     def append(self, workflow_id: str, event: Event, *, key: str, room: int = 0) -> Appended:
         """See :meth:`Store.append`."""

@@ -39,6 +39,7 @@ from durable_celery.codec import Place
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from durable_celery.errors import WorkflowConflictError
     from durable_celery.events import Event, Recorded, StepCompleted, StepFailed, StepScheduled
 
 __all__ = [
@@ -181,6 +182,8 @@ class NewRun:
     expires: float | None = None
     #: Step of the parent that waits for this run, or None.
     parent: str | None = None
+    #: Whether the agenda sends its message, at once, and not the caller.
+    unsent: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -417,6 +420,13 @@ class Store(Protocol):
 
         Raises:
             WorkflowConflictError: the id is taken by another workflow or other arguments; nothing was written.
+        """
+        ...
+
+    def start_all(self, news: Sequence[NewRun]) -> list[Started | WorkflowConflictError]:
+        """Do what :meth:`start` does for each of many, in few round trips; one that is refused is told in its place.
+
+        An answer that is lost may leave some of them started. (client)
         """
         ...
 

@@ -159,22 +159,15 @@ class RedisStore:
 
     def start(self, new: NewRun) -> Started:
         """See :meth:`Store.start`."""
-        header = encode(RunStarted(name=new.name, parent=new.parent, version=new.version))
-        expires = "" if new.expires is None else milliseconds(new.expires)
-        created, answer = self._verb(
-            "start",
-            new.workflow_id,
-            f"{new.digest}\n{new.name}",
-            f"\n{new.parent or ''}\n{new.envelope}",
-            header,
-            new.payload,
-            milliseconds(new.delay),
-            expires,
-        )
-        if created < 0:
-            head = Head(answer)
-            raise WorkflowConflictError(new.workflow_id, f"{head.name} ({head.digest})", f"{new.name} ({new.digest})")
-        return Started(created=bool(created), message=_run_message(answer))
+        answer = _started(new, self._verb("start", new.workflow_id, *_start_words(new)))
+        if isinstance(answer, WorkflowConflictError):
+            raise answer
+        return answer
+
+    def start_all(self, news: Sequence[NewRun]) -> list[Started | WorkflowConflictError]:
+        """See :meth:`Store.start_all`."""
+        calls = [(self._server.shard_of(new.workflow_id), (new.workflow_id, *_start_words(new))) for new in news]
+        return [_started(new, reply) for new, reply in zip(news, self._server.scripts("start", calls), strict=True)]
 
     def append(self, workflow_id: str, event: Event, *, key: str, room: int = 0) -> Appended:
         """See :meth:`Store.append`."""
@@ -392,6 +385,26 @@ class RedisStore:
         return self._server.script(name, self._server.shard_of(workflow_id), workflow_id, *words)
 
 
+def _start_words(new: NewRun) -> tuple[str | int, ...]:
+    return (
+        f"{new.digest}\n{new.name}",
+        f"\n{new.parent or ''}\n{new.envelope}",
+        encode(RunStarted(name=new.name, parent=new.parent, version=new.version)),
+        new.payload,
+        milliseconds(new.delay),
+        "" if new.expires is None else milliseconds(new.expires),
+        int(new.unsent),
+    )
+
+
+def _started(new: NewRun, reply: Any) -> Started | WorkflowConflictError:
+    created, answer = reply
+    if created >= 0:
+        return Started(created=bool(created), message=_run_message(answer))
+    head = Head(answer)
+    return WorkflowConflictError(new.workflow_id, f"{head.name} ({head.digest})", f"{new.name} ({new.digest})")
+
+
 class _Server:
     """One namespace on a server or cluster: how a script gets there, and how its errors become ours."""
 
@@ -430,6 +443,30 @@ class _Server:
                 return client.eval(text, *arguments)
 
         return self.ask(run)
+
+    def scripts(self, name: str, calls: Sequence[tuple[int, tuple[str | int, ...]]]) -> list[Any]:
+        """Run a verb's script many times, each time on a shard with other words, in one round trip.
+
+        A cluster takes them one by one.
+        """
+        if not calls:
+            return []
+        # The first one by itself: then the server has the script, and the layout is known.
+        (shard, words), *rest = calls
+        replies = [self.script(name, shard, *words)]
+        if isinstance(self._connected(), RedisCluster):
+            return replies + [self.script(name, shard, *words) for shard, words in rest]
+        _, digest = script(name)
+
+        def run(client: Any) -> list[Any]:
+            pipe = client.pipeline(transaction=False)
+            for shard, words in rest:
+                pipe.evalsha(digest, 1, self.key(shard, "agenda"), self._waits, *words)
+            found: list[Any] = pipe.execute()
+            return found
+
+        replies += self.ask(run)
+        return replies
 
     def ask(self, question: Callable[[Any], Any]) -> Any:
         """Ask the server, and say in our own errors what went wrong."""

@@ -14,7 +14,8 @@ import pytest
 from celery.exceptions import QueueNotFound, TaskRevokedError
 from redis import Redis
 
-from durable_celery import ConfigurationError, DurableError
+from durable_celery import ConfigurationError, DurableError, WorkflowConflictError
+from durable_celery.app import binding_of
 from durable_celery.events import TimerFired
 from tests.celery.conftest import shop_env
 from tests.servers import RedisServer
@@ -191,3 +192,33 @@ def test_a_workflow_is_not_called_and_not_applied(shop: Any) -> None:
 
 def _environment() -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": str(ROOT)}
+
+
+def test_many_runs_start_at_once_and_all_complete(shop: Any, key: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("durable_celery.engine.starting._BATCH", 10)
+    handles = shop.double.start_many([(number,) for number in range(35)])
+    named = shop.double.start_many([(1,), (2,)], task_ids=[f"{key}-1", f"{key}-2"], countdown=0.5)
+
+    assert [handle.get(WAIT) for handle in handles] == [2 * number for number in range(35)]
+    assert [(handle.id, handle.get(WAIT)) for handle in named] == [(f"{key}-1", 2), (f"{key}-2", 4)]
+    # The same again finds them.
+    assert [handle.get(WAIT) for handle in shop.double.start_many([(1,)], task_ids=[f"{key}-1"])] == [2]
+    assert shop.double.start_many([]) == []
+
+
+def test_bad_input_among_many_starts_writes_nothing(shop: Any, key: str) -> None:
+    with pytest.raises(TypeError):
+        shop.double.start_many([(1,), ()], task_ids=[f"{key}-1", f"{key}-2"])
+    with pytest.raises(ValueError, match="argument 2"):
+        shop.double.start_many([(1,), (2,)], task_ids=[f"{key}-1"])
+
+    assert binding_of(shop.app).store.get(f"{key}-1") is None
+
+
+def test_a_taken_id_among_many_starts_is_told_and_the_others_run(shop: Any, key: str) -> None:
+    shop.double.apply_async((7,), task_id=f"{key}-2").get(WAIT)
+
+    with pytest.raises(WorkflowConflictError, match=f"{key}-2"):
+        shop.double.start_many([(1,), (2,), (3,)], task_ids=[f"{key}-{number}" for number in (1, 2, 3)])
+
+    assert [binding_of(shop.app).handle(f"{key}-{number}").get(WAIT) for number in (1, 2, 3)] == [2, 14, 6]

@@ -97,10 +97,17 @@ class TwoStores(RuleBasedStateMachine):
         return self.model.store.get(name)
 
     # No limit of a step ends at the very same time, which on a real clock is never the same.
-    @rule(name=runs, delay=st.sampled_from([0.0, 0.9 * UNIT]))
-    def start(self, name: str, delay: float) -> None:
-        if self.both(lambda store: store.start(new(name, delay=delay))).created:
+    @rule(name=runs, delay=st.sampled_from([0.0, 0.9 * UNIT]), unsent=st.booleans())
+    def start(self, name: str, delay: float, *, unsent: bool) -> None:
+        if self.both(lambda store: store.start(new(name, delay=delay, unsent=unsent))).created:
             self.numbers[name] = 0
+
+    @rule(names=st.lists(runs, max_size=3))
+    def start_many(self, names: list[str]) -> None:
+        given = [new(name, unsent=True) for name in names]
+        for name, answer in zip(names, self.both(lambda store: store.start_all(given)), strict=True):
+            if answer.created:
+                self.numbers[name] = 0
 
     @rule(name=runs, signal_key=st.sampled_from(["1", "2", "3"]))
     def send(self, name: str, signal_key: str) -> None:

@@ -117,6 +117,7 @@ def test_each_verb_takes_these_statements_on_postgresql(on_postgresql: SqlBacken
 
     count("start", lambda: store.start(new()))
     count("start that is repeated", lambda: store.start(new()))
+    count("start of a hundred", lambda: store.start_all([new(f"many-{n}", delay=9000.0) for n in range(100)]))
     taken: Turn = count("take", lambda: take(store))
     outputs = [step(1), step(2), timer(3, 0), child(4)]
     count("commit", lambda: store.commit(taken.lease, outputs, read=1, waiting="", hold=False))
@@ -162,6 +163,7 @@ def test_each_verb_takes_these_statements_on_postgresql(on_postgresql: SqlBacken
     assert count.found == {
         "start": 2,
         "start that is repeated": 1,
+        "start of a hundred": 2,
         "take": 2,
         "commit": 2,
         "claim": 2,

@@ -1,6 +1,6 @@
 -- start: create a run with its first event, or find the one that is there.
 -- ARGV: 2 id, 3 '<digest>\n<name>' , 4 '\n<parent>\n<envelope>', 5 header of RunStarted (JSON), 6 its payload,
---       7 delay (ms, 0: none), 8 expires (ms, '': never)
+--       7 delay (ms, 0: none), 8 expires (ms, '': never), 9 whether the agenda sends its message (0, 1)
 -- Returns: {created (0, 1), message or false}, or {-1, head of the run that has the id}.
 
 local id, identity, rest, header, payload = ARGV[2], ARGV[3], ARGV[4], ARGV[5], ARGV[6]
@@ -25,6 +25,10 @@ append(id, string.sub(header, 1, -2) .. times .. '}\n' .. payload)
 redis.call('ZADD', PREFIX .. 'index:open', created_at, id)
 if delay > 0 then
   redis.call('ZADD', AGENDA, NOW + delay, 't0:' .. id)
+  return done({ 1, false })
+end
+if ARGV[9] == '1' then
+  arm(id, NOW, 0)
   return done({ 1, false })
 end
 local message = wake(id)

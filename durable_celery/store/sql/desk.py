@@ -69,11 +69,12 @@ class Desk:
 
     # -- reading -----------------------------------------------------------------------------------------------------
 
-    def read(self, workflow_id: str) -> RunRow | None:
-        """Read the clock, and a run without a lock."""
-        row = self.ask(self.statements.read_start, workflow_id=workflow_id).one()
-        self.now = row.now
-        return None if row.run_workflow_id is None else self.note_run(row)
+    def read(self, ids: Sequence[str]) -> None:
+        """Read the clock, and runs without a lock."""
+        for row in self.ask(self.statements.read_starts, ids=ids):
+            self.now = row.now
+            if row.run_workflow_id is not None:
+                self.note_run(row)
 
     def lock(self, workflow_id: str, *, mine: str = "", key: str = "") -> tuple[RunRow | None, bool]:
         """Lock a run; tell whether an input with a key was accepted (False is to be proved by the write)."""

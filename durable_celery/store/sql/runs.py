@@ -40,12 +40,20 @@ __all__ = ["append", "commit", "start", "turn_of"]
 _ENDS = RunCompleted | RunFailed | RunCancelled
 
 
-def start(desk: Desk, new: NewRun) -> Started:
-    """See :meth:`Store.start`."""
-    run = desk.read(new.workflow_id)
+def start(desk: Desk, runs: Sequence[NewRun]) -> list[Started | WorkflowConflictError]:
+    """See :meth:`Store.start_all`."""
+    desk.read([new.workflow_id for new in runs])
+    answers = [_start(desk, new) for new in runs]
+    # A start that raced with this one makes the write fail, and all is done again.
+    desk.write()
+    return answers
+
+
+def _start(desk: Desk, new: NewRun) -> Started | WorkflowConflictError:
+    run = desk.runs.get(new.workflow_id)
     if run is not None:
         if (run.name, run.digest) != (new.name, new.digest):
-            raise WorkflowConflictError(new.workflow_id, f"{run.name} ({run.digest})", f"{new.name} ({new.digest})")
+            return WorkflowConflictError(new.workflow_id, f"{run.name} ({run.digest})", f"{new.name} ({new.digest})")
         begins = run.status == RunStatus.PENDING and run.gate != "shut"
         return Started(created=False, message=run_message(run) if begins else None)
     run = RunRow(
@@ -70,13 +78,13 @@ def start(desk: Desk, new: NewRun) -> Started:
     )
     desk.append(run, encode(first))
     message = None
-    if start_at is None:
-        message = wake(desk, run)
-    else:
+    if start_at is not None:
         run.gate = "shut"
         rules.put_timer(desk, run, 0, start_at)
-    # A start that raced with this one makes the write fail, and all is done again.
-    desk.write()
+    elif new.unsent:
+        rules.arm(desk, run, desk.now, sends=0)
+    else:
+        message = wake(desk, run)
     return Started(created=True, message=message)
 
 

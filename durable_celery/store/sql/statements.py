@@ -63,12 +63,12 @@ class Statements:
         return self._run.where(self.tables.runs.c.workflow_id == bindparam("workflow_id"))
 
     @cached_property
-    def read_start(self) -> Query:
-        """The clock, and a run if there is one, without a lock. Takes workflow_id."""
+    def read_starts(self) -> Query:
+        """The clock, and those of some runs that there are, without a lock. Takes ids."""
         runs = self.tables.runs
         clock_row = select(self.now.label("now")).subquery()
         columns = [runs.c[name].label(f"run_{name}") for name in RunRow.names()]
-        joined = clock_row.outerjoin(runs, runs.c.workflow_id == bindparam("workflow_id"))
+        joined = clock_row.outerjoin(runs, runs.c.workflow_id.in_(bindparam("ids", expanding=True)))
         return select(*columns, clock_row.c.now, null().label("owner_ends")).select_from(joined)
 
     @cached_property

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from durable_celery.errors import WorkflowConflictError
 from durable_celery.events import (
     Event,
     Recorded,
@@ -115,7 +116,14 @@ class SqlStore:
 
     def start(self, new: NewRun) -> Started:
         """See :meth:`Store.start`."""
-        return self._server.transact(lambda desk: runs.start(desk, new))
+        (answer,) = self.start_all([new])
+        if isinstance(answer, WorkflowConflictError):
+            raise answer
+        return answer
+
+    def start_all(self, news: Sequence[NewRun]) -> list[Started | WorkflowConflictError]:
+        """See :meth:`Store.start_all`."""
+        return self._server.transact(lambda desk: runs.start(desk, news)) if news else []
 
     def append(self, workflow_id: str, event: Event, *, key: str, room: int = 0) -> Appended:
         """See :meth:`Store.append`."""

@@ -6,7 +6,7 @@ import pytest
 
 from durable_celery.errors import WorkflowConflictError
 from durable_celery.events import RunStarted, TimerFired
-from durable_celery.store.protocol import RunMessage, RunStatus, Store
+from durable_celery.store.protocol import RunMessage, RunStatus, Started, Store
 from tests.store.backends import Backend
 from tests.store.moves import begin, close, kinds, new, only, record, run_messages, sweep, take, turn
 
@@ -191,3 +191,34 @@ def test_lost_first_message_is_sent_again(backend: Backend) -> None:
     backend.advance(4)
 
     assert run_messages(store) == ["w"]
+
+
+def test_start_that_is_not_to_be_sent_falls_due_at_once(store: Store) -> None:
+    started = store.start(new(unsent=True))
+
+    assert (started.created, started.message) == (True, None)
+    assert run_messages(store) == ["w"]
+    assert run_messages(store) == []
+    turn(store)
+
+
+def test_many_starts_are_answered_each_in_its_place(store: Store) -> None:
+    store.start(new("old"))
+    store.start(new("other", digest="d2"))
+
+    answers = store.start_all([new(name, unsent=True) for name in ("a", "old", "other", "a", "b")])
+
+    found = [answer if isinstance(answer, WorkflowConflictError) else answer.created for answer in answers]
+    assert [found[0], found[1], found[3], found[4]] == [True, False, False, True]
+    assert isinstance(found[2], WorkflowConflictError)
+    assert found[2].workflow_id == "other"
+    assert sorted(run_messages(store)) == ["a", "b"]
+    assert store.start_all([]) == []
+
+
+def test_very_many_starts_are_all_there(store: Store) -> None:
+    names = [f"w-{number}" for number in range(300)]
+
+    assert all(isinstance(answer, Started) for answer in store.start_all([new(name, unsent=True) for name in names]))
+
+    assert {run.workflow_id for run in store.runs(limit=1000).runs} == set(names)
