@@ -51,8 +51,21 @@ def test_program_ends_as_it_must_without_a_fault(program: Program) -> None:
 def test_program_ends_as_it_must_whichever_call_goes_wrong(
     program: Program, kind: Kind, patience: float, more: int
 ) -> None:
+    _fault_each_call(program, kind, patience, more, runs_ahead=False)
+
+
+@pytest.mark.parametrize(("kind", "patience", "more"), FAULTS)
+@pytest.mark.parametrize("program", PROGRAMS, ids=lambda program: program.__name__)
+def test_program_whose_steps_run_ahead_ends_as_it_must_whichever_call_goes_wrong(
+    program: Program, kind: Kind, patience: float, more: int
+) -> None:
+    _fault_each_call(program, kind, patience, more, runs_ahead=True)
+
+
+def _fault_each_call(program: Program, kind: Kind, patience: float, more: int, *, runs_ahead: bool) -> None:
     for number in count(1):
         world = World(patience=patience)
+        world.runs_ahead = runs_ahead
         fault = Fault(kind, number, more)
         world.watch.hooks.append(fault)
 

@@ -7,7 +7,7 @@ from durable_celery.engine.core import Engine
 from durable_celery.engine.family import Family
 from durable_celery.engine.patience import Patience
 from durable_celery.engine.runs import Runs
-from durable_celery.engine.turn import TurnDriver
+from durable_celery.engine.turn import TurnDriver, unclaim_step
 from durable_celery.workflow.execution import Execution
 from tests.simulation.mutation import Mutant
 
@@ -81,8 +81,22 @@ _LEAKS = (
     Mutant(
         "a claim without an answer keeps what it may have got",
         "rule 7, I5",
-        Engine.begin_step,
-        "            self.patience.later(lambda: self.store.postpone(key, owner, delay=0.0, error=_AWAY))\n",
+        unclaim_step,
+        '    patience.later(lambda: store.postpone(key, owner, delay=0.0, error="the store was away"))\n',
+    ),
+    Mutant(
+        "a commit without an answer keeps the step that it may have begun",
+        "rule 7, I5",
+        TurnDriver._write,
+        "                unclaim_step(self.store, self.patience, begin.key, lease.owner)\n",
+        "                pass\n",
+    ),
+    Mutant(
+        "a step that a repeated commit began is executed without a look",
+        "rule 5, I12",
+        TurnDriver._begin,
+        "        if not is_claimed:\n            claim = claim_step(self.store, self.patience, key, owner)\n",
+        "",
     ),
     Mutant(
         "an outcome that could not be recorded is forgotten",

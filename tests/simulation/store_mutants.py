@@ -211,8 +211,8 @@ _AGENDA = (
     Mutant(
         "a step that is executed is still in the agenda",
         "rule 8, I15",
-        MemoryStore.claim,
-        '                self.agenda.pop(("step", key.workflow_id, place), None)\n',
+        MemoryStore._begin,
+        '        self.agenda.pop(("step", workflow_id, place), None)\n',
     ),
     Mutant(
         "a finished step is armed again",
@@ -254,7 +254,7 @@ _STEPS = (
     Mutant(
         "an attempt is not counted",
         "rule 5, I12",
-        MemoryStore.claim,
+        MemoryStore._begin,
         "step.attempt + 1",
         "max(step.attempt, 1)",
     ),
@@ -319,8 +319,8 @@ _OWNERS = (
     Mutant(
         "nobody is noted to have a claim",
         "rule 7, I5",
-        MemoryStore.claim,
-        "                self._hold(owner, key.workflow_id, place)\n",
+        MemoryStore._begin,
+        "        self._hold(owner, workflow_id, place)\n",
     ),
     Mutant(
         "nobody is noted to have a lease",
