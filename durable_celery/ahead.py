@@ -19,8 +19,6 @@ from celery import current_task, signals
 from celery.app.task import Task
 from celery.utils.saferepr import saferepr
 
-from durable_celery.errors import CodecError
-
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -146,12 +144,12 @@ class RunAhead(threading.local):
         app, codec, options = self.binding.app, self.binding.codec, message.scheduled.options or {}
         if codec.hides or codec.is_reference(message.scheduled.payload):
             return False
+        given = {"queue": options["queue"]} if "queue" in options else {}
         try:
             args, kwargs = self.binding.dispatcher.arguments(message)
-        except CodecError:
+            queue = app.amqp.router.route(given, task.name, args, kwargs, task_type=task).get("queue")
+        except Exception:  # noqa: BLE001 - a user's codec or router: who publishes the message tells of it
             return False
-        given = {"queue": options["queue"]} if "queue" in options else {}
-        queue = app.amqp.router.route(given, task.name, args, kwargs, task_type=task).get("queue")
         self._queue = str(getattr(queue, "name", queue))
         return self._queue in app.amqp.queues.consume_from
 

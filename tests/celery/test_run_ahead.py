@@ -119,6 +119,15 @@ def test_where_somebody_listens_to_what_is_published_there_are_messages(app: Cel
     assert ahead_of(app).may(message())
 
 
+def test_a_router_that_raises_is_left_to_who_publishes(app: Celery) -> None:
+    def route(name: str, *_: Any, **__: Any) -> None:
+        raise LookupError(name)
+
+    app.conf.task_routes = (route,)
+
+    assert not ahead_of(app).may(message())
+
+
 def test_hidden_arguments_go_by_message(app: Celery) -> None:
     app.conf.durable_codec = Hiding()
 
