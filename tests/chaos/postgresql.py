@@ -11,7 +11,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Self
 
+from psycopg.errors import DeadlockDetected
 from sqlalchemy import create_engine, text
+from sqlalchemy.exc import OperationalError
 from sqlalchemy.pool import NullPool
 
 from tests.databases import answers
@@ -96,7 +98,15 @@ class PostgreSQLServer:
     def pause(self, seconds: float) -> None:
         """Let nobody write or read for some time, as a change of the tables does."""
         tables = [name for (name,) in self._do("SELECT tablename FROM pg_tables WHERE schemaname = 'public'")]
-        self._do(f"LOCK TABLE {', '.join(tables)} IN ACCESS EXCLUSIVE MODE; SELECT pg_sleep({seconds})")
+        while True:
+            try:
+                self._do(f"LOCK TABLE {', '.join(tables)} IN ACCESS EXCLUSIVE MODE; SELECT pg_sleep({seconds})")
+            except OperationalError as error:
+                # It takes one lock after the other, in no order that anybody else knows of.
+                if not isinstance(error.orig, DeadlockDetected):
+                    raise
+            else:
+                return
 
     def describe(self) -> Iterable[str]:
         """Give what a person wants to see of a store whose run stands still."""
