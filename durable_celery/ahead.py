@@ -53,8 +53,8 @@ class RunAhead(threading.local):
     def __init__(self, binding: Binding, time_slice: float) -> None:
         self.binding, self.time_slice = binding, time_slice
         self._next: tuple[StepMessage, Claim] | None = None
-        #: The queue that its message would have gone to.
-        self._queue = ""
+        #: Arguments and queue of the step that was last allowed.
+        self._call: tuple[list[Any], dict[str, Any], str] = [], {}, ""
         #: When the slice is over, on the monotonic clock; None between two slices.
         self._until: float | None = None
         self._is_working = False
@@ -106,8 +106,8 @@ class RunAhead(threading.local):
         dispatcher, key = self.binding.dispatcher, str(message.key)
         task: Any = self.binding.app.tasks[message.scheduled.task]
         try:
-            args, kwargs = dispatcher.arguments(message)
-            request = {**dispatcher.request(message, args, kwargs, self._queue), CLAIM: begun, "hostname": hostname}
+            args, kwargs, queue = self._call
+            request = {**dispatcher.request(message, args, kwargs, queue), CLAIM: begun, "hostname": hostname}
             tell = self._teller(request, hostname)
             tell("task-received", name=task.name, args=request["argsrepr"], kwargs=request["kwargsrepr"])
             tell("task-started")
@@ -150,8 +150,8 @@ class RunAhead(threading.local):
             queue = app.amqp.router.route(given, task.name, args, kwargs, task_type=task).get("queue")
         except Exception:  # noqa: BLE001 - a user's codec or router: who publishes the message tells of it
             return False
-        self._queue = str(getattr(queue, "name", queue))
-        return self._queue in app.amqp.queues.consume_from
+        self._call = args, kwargs, str(getattr(queue, "name", queue))
+        return self._call[-1] in app.amqp.queues.consume_from
 
 
 def _is_limited(task: Any) -> bool:

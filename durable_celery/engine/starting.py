@@ -47,18 +47,9 @@ def start_all(store: Store, starts: Sequence[tuple[NewRun, Sequence[str]]]) -> l
         answers = store.start_all([replace(new, digest=digests[0], unsent=True) for new, digests in batch])
         for (new, digests), answer in zip(batch, answers, strict=True):
             if isinstance(answer, WorkflowConflictError):
-                conflicts += _still(store, new, digests, answer)
+                # Asked again alone: the run may have been started before the key changed.
+                try:
+                    start_run(store, replace(new, unsent=True), digests)
+                except WorkflowConflictError as conflict:
+                    conflicts.append(conflict)
     return conflicts
-
-
-def _still(
-    store: Store, new: NewRun, digests: Sequence[str], conflict: WorkflowConflictError
-) -> list[WorkflowConflictError]:
-    """Look whether the arguments are known by an older digest."""
-    if digests[1:]:
-        try:
-            start_run(store, replace(new, unsent=True), digests[1:])
-        except WorkflowConflictError:
-            return [conflict]
-        return []
-    return [conflict]

@@ -1,10 +1,11 @@
 -- commit: append the outputs of a turn, with all that follows from them.
 -- ARGV: 2 id, 3 token, 4 owner, 5 read, 6 waiting, 7 hold (0, 1), 8 number of a step that the owner begins, or ''; then
---       five for each output: what follows, number, two more, text of the event. What follows: 'step' and 'child' (JSON of the limits or ''), 'timer' (due),
+--       five for each output: what follows, number, two more, text of the event.
+--       What follows: 'step' and 'child' (JSON of the limits or ''), 'timer' (due),
 --       'cancel' (target), 'close' (status), 'continue' (names of the kinds of inputs that go along), '' (nothing).
 --       'close' and 'continue' end a run, so they come last.
--- Returns: {1, events between read and the outputs, length, held (0, 1), now, begun (0, 1)}; or, if stale, {0, newest token, owner,
---       read}.
+-- Returns: {1, events between read and the outputs, length, held (0, 1), now, begun (0, 1)};
+--       or, if stale, {0, newest token, owner, read}.
 
 local id, token, owner, read = ARGV[2], tonumber(ARGV[3]), ARGV[4], tonumber(ARGV[5])
 local waiting, hold, FIRST, WIDTH = ARGV[6], ARGV[7] == '1', 9, 5
