@@ -11,8 +11,12 @@ import functools
 import os
 import socket
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-__all__ = ["is_gone", "is_mine", "process_name"]
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+__all__ = ["is_child", "is_gone", "is_mine", "process_name"]
 
 
 def process_name() -> str:
@@ -30,6 +34,13 @@ def is_mine(name: str) -> bool:
     host, parent, place = name.split(":")
     pid = place.partition(".")[0]
     return host == _host() and (parent == str(os.getpid()) or pid == str(os.getpid())) and not is_gone(name)
+
+
+def is_child(name: str, others: Iterable[str]) -> bool:
+    """Tell whether a name is of a process that one of the others had as its child."""
+    host, parent, _ = name.split(":")
+    places = (other.split(":") for other in others)
+    return any((host, parent) == (place[0], place[2].partition(".")[0]) for place in places)
 
 
 def is_gone(name: str) -> bool:

@@ -29,7 +29,7 @@ from durable_celery.errors import (
     WorkflowClosedError,
     WorkflowNotFoundError,
 )
-from durable_celery.identity import is_gone, is_mine, process_name
+from durable_celery.identity import is_child, is_gone, is_mine, process_name
 from durable_celery.steps import wrap_tasks
 from durable_celery.store.protocol import StepKey
 from durable_celery.waits import spare_tracebacks
@@ -46,6 +46,8 @@ __all__ = ["DurableStep", "Heart"]
 _log = logging.getLogger(__name__)
 #: Seconds until the next try to publish to a broker that is away.
 _BROKER_AWAY = 1.0
+#: How many messages are sent again at once when a worker died that may have fetched any number.
+_MOST_HASTENED = 500
 
 
 class DurableStep(bootsteps.StartStopStep):
@@ -81,7 +83,7 @@ class DurableStep(bootsteps.StartStopStep):
     def start(self, parent: Any) -> None:
         """Start heart, sweeper and watchdog, before the worker consumes."""
         binding = binding_of(parent.app)
-        heart = Heart(binding)
+        heart = Heart(binding, parent.concurrency * parent.prefetch_multiplier)
         heart.renew()
         works = [heart.renew, heart.sweep, *self.duties]
         if binding.settings.watchdog:
@@ -137,13 +139,15 @@ def _look(check: Callable[[], None]) -> None:
 class Heart:
     """Renews owners and sweeps the agenda, for ever."""
 
-    def __init__(self, binding: Binding) -> None:
-        """Serve the processes of this worker."""
+    def __init__(self, binding: Binding, prefetch: int = 0) -> None:
+        """Serve the processes of this worker, which fetches so many messages at a time (0: any number)."""
         self.engine, self.store = binding.engine, binding.store
         self.interval = binding.settings.sweep_interval
         #: A third of the lease lets two renewals fail; at most a second, so that a dead pool child is noticed soon.
         self.renew_every = min(binding.settings.owner_ttl / 3, 1.0)
+        self.prefetch = prefetch or _MOST_HASTENED
         self.known: tuple[str, ...] = ()
+        self._buried: set[str] = set()
         self._stopped = threading.Event()
         self._renewing = threading.Lock()
 
@@ -168,10 +172,20 @@ class Heart:
                 return self.renew_every
             mine = {process_name(), *filter(is_mine, self.known)}
             gone = [name for name in self.known if is_gone(name)]
-            if gone:
-                _log.info("%s processes of this host have ended; what they may have held is taken over", len(gone))
             self.known = self.store.renew(sorted(mine), gone)
+            self._bury(set(gone))
         return self.renew_every
+
+    def _bury(self, gone: set[str]) -> None:
+        """See to what lies with processes of this host that were not known to be gone."""
+        new, self._buried = gone - self._buried, gone
+        if not new:
+            return
+        _log.info("%s processes of this host have ended; what they may have held is taken over", len(new))
+        if not all(is_child(name, set(self.known) - gone) for name in new):
+            # A worker died, and messages that it had fetched lie with it: on Redis for an hour. Workers are alike, so it
+            # had fetched as many as this one may.
+            self.store.hasten(self.prefetch)
 
     def sweep(self) -> float:
         """Settle what is due and return the seconds until the next look."""

@@ -582,6 +582,15 @@ class Store(Protocol):
         """
         ...
 
+    def hasten(self, limit: int) -> None:
+        """Let up to ``limit`` messages fall due that were published and are to be sent again soonest (worker).
+
+        To be called once a worker is known to have died: what it had fetched and not begun lies with it, and nobody can
+        tell it from what still waits in a queue. What nobody fetched yet comes twice, which does no harm. Of those that
+        wait longer than ``resend_after`` none falls due.
+        """
+        ...
+
     def get(self, workflow_id: str) -> RunRecord | None:
         """Return the record of a run with its open steps (client)."""
         ...

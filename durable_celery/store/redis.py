@@ -324,6 +324,11 @@ class RedisStore:
             counts=counts,
         )
 
+    def hasten(self, limit: int) -> None:
+        """See :meth:`Store.hasten`. The limit is for each shard."""
+        for shard in range(self._server.shards):
+            self._server.script("hasten", shard, limit)
+
     # -- looking -----------------------------------------------------------------------------------------------------
 
     def get(self, workflow_id: str) -> RunRecord | None:

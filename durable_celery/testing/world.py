@@ -114,6 +114,8 @@ class Process:
         """Renew, sweep, and do what waited for the store: the heart of the worker's main process."""
         with mortal(self):
             self.engine.store.renew([self.name], gone)
+            if gone:
+                self.engine.store.hasten(limit=4)
             self.engine.sweep()
             self.engine.patience.work_off()
 

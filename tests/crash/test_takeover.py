@@ -13,8 +13,10 @@ import pytest
 
 from durable_celery import WorkflowHandle
 from durable_celery.events import StepCompleted
+from tests.crash.test_lost_messages import waiting_in
 from tests.servers import RedisServer
 from tests.sites import Site, check_history
+from tests.waiting import wait_until
 from tests.workers import CeleryWorker
 
 #: The promise for a lost worker, wherever it ran, in ms of the store's clock.
@@ -72,6 +74,21 @@ def test_a_killed_pool_child_is_replaced_within_seconds(
     assert handle.get(timeout=40) == [1, 2, 2]
     check_history(handle)
     assert finished_at(handle) - killed_at < SAME_HOST_LIMIT
+
+
+def test_what_a_killed_worker_had_fetched_is_sent_again_at_once(make_site: Callable[..., Site], broker: str) -> None:
+    # By the agenda alone it would be a matter of ten minutes; Redis itself gives it back after an hour.
+    site = make_site(broker=broker, durable_resend_after=600.0, durable_resend_limit=600.0)
+    held = start_held(site, site.worker(concurrency=1))
+    fetched = [site.start("sequence", str(site.directory), 2) for _ in range(3)]
+    wait_until(lambda: waiting_in(broker, site.queue) == 0, 40, site.story)
+
+    site.workers[0].kill()
+    site.worker()
+
+    site.wait_all([held, *fetched], timeout=40)
+    for handle in (held, *fetched):
+        check_history(handle)
 
 
 def start_held(site: Site, worker: CeleryWorker) -> WorkflowHandle[Any]:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from durable_celery.identity import is_gone, is_mine, process_name
+from durable_celery.identity import is_child, is_gone, is_mine, process_name
 from tests.waiting import wait_until
 from tests.workers import ROOT
 
@@ -48,6 +48,14 @@ def test_a_child_is_mine_while_it_lives(child: subprocess.Popen[str]) -> None:
     assert name != process_name()
     assert is_mine(name)
     assert not is_gone(name)
+
+
+def test_a_child_is_known_by_the_name_of_its_parent(child: subprocess.Popen[str]) -> None:
+    name = name_of(child)
+
+    assert is_child(name, ["h:1:2.3", process_name()])
+    assert not is_child(process_name(), [name])
+    assert not is_child(name, [name, "h:1:2.3"])
 
 
 def test_a_killed_child_is_gone_even_before_it_is_reaped(child: subprocess.Popen[str]) -> None:

@@ -126,7 +126,7 @@ class Monitor:
 
 def target_of(call: Call) -> str | None:
     """Return the id of the run that a call names, if it names one."""
-    if call.verb in {"renew", "sweep"}:
+    if call.verb in {"renew", "sweep", "hasten"}:
         return None
     match call.args[0]:
         case str(name):

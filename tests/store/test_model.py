@@ -255,6 +255,10 @@ class TwoStores(RuleBasedStateMachine):
         self.ends[process] = self.clock
 
     @rule()
+    def hasten(self) -> None:
+        self.both(lambda store: store.hasten(10))
+
+    @rule()
     def sweep(self) -> None:
         """Sweep until nothing is due: what one store settles in one sweep, another may do in two."""
         self.both(_swept)

@@ -152,6 +152,8 @@ def test_each_verb_takes_these_statements_on_postgresql(on_postgresql: SqlBacken
     assert store.sweep().counts
     count("renew", lambda: store.renew(["p1", "p2"]))
     count("renew with a dead one", lambda: store.renew(["p1"], gone=["p2"]))
+    begin(store, step(1), workflow_id="published")
+    count("hasten", lambda: store.hasten(10))
     ended = take(store)
     count("commit of the end", lambda: store.commit(ended.lease, [end()], read=ended.run.length, waiting="", hold=True))
     count("deliver", lambda: store.deliver(ended.lease))
@@ -181,6 +183,8 @@ def test_each_verb_takes_these_statements_on_postgresql(on_postgresql: SqlBacken
         "sweep with work of both kinds": 3,
         "renew": 2,
         "renew with a dead one": 3,
+        # Rare: a look, and for runs and for steps a transaction of its own.
+        "hasten": 5,
         "commit of the end": 3,
         "deliver": 2,
         "get": 1,

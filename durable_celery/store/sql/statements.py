@@ -25,6 +25,7 @@ from sqlalchemy import (
     update,
 )
 
+from durable_celery.store.protocol import StepState
 from durable_celery.store.sql.dialects import clock
 from durable_celery.store.sql.tables import CommandRow, RunRow
 
@@ -218,6 +219,19 @@ class Statements:
         found = self._with_commands(self._run, commands.c.next_at <= bindparam("until"))
         found = found.order_by(commands.c.next_at).limit(_limit())
         return found.with_for_update(of=self._of(runs, commands), skip_locked=True)
+
+    @cached_property
+    def lock_published_runs(self) -> Query:
+        """The runs whose message was published and is to be sent again. Takes until and limit."""
+        runs = self.tables.runs
+        return self.lock_due_runs.where(runs.c.sends > 0, runs.c.delivered.is_(False))
+
+    @cached_property
+    def lock_published_steps(self) -> Query:
+        """The steps whose message was published and is to be sent again, with their runs. Takes until and limit."""
+        commands = self.tables.commands
+        is_published = and_(commands.c.sends > 0, commands.c.state.in_((StepState.PENDING, StepState.CANCELLING)))
+        return self.lock_due_commands.where(is_published, commands.c.due_at <= bindparam("until"))
 
     # -- owners ------------------------------------------------------------------------------------------------------
 

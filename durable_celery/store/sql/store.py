@@ -44,7 +44,7 @@ from durable_celery.store.sql.dialects import url_of
 from durable_celery.store.sql.owners import renew
 from durable_celery.store.sql.rules import milliseconds, record_of, storable
 from durable_celery.store.sql.server import Server
-from durable_celery.store.sql.sweep import settle
+from durable_celery.store.sql.sweep import hasten, settle
 from durable_celery.store.sql.tables import CommandRow, RunRow
 
 if TYPE_CHECKING:
@@ -276,6 +276,13 @@ class SqlStore:
             settled.counts,
         )
         return Sweep(messages=tuple(settled.messages), more=swept.more, next_in=swept.next_in, counts=swept.counts)
+
+    def hasten(self, limit: int) -> None:
+        """See :meth:`Store.hasten`. The limit is for runs and for steps."""
+        server = self._server
+        now = server.read(lambda connection: connection.execute(server.statements.look).one()).now
+        for is_of_runs in (True, False):
+            server.transact(lambda desk, of=is_of_runs: hasten(desk, now, limit, is_of_runs=of))
 
     def ear(self, workflow_id: str) -> AbstractContextManager[Ear] | None:
         """Return what hears of the end of a run, or None where the database tells of none (client)."""

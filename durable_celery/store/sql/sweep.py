@@ -17,6 +17,7 @@ from durable_celery.store.sql.rules import (
     cancel_step,
     forget_step,
     free_step,
+    milliseconds,
     run_message,
     scheduled_step,
     step_message,
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
     from durable_celery.store.sql.desk import Desk
     from durable_celery.store.sql.tables import CommandRow, Place, RunRow
 
-__all__ = ["Settled", "settle"]
+__all__ = ["Settled", "hasten", "settle"]
 
 
 @dataclass(slots=True)
@@ -80,6 +81,21 @@ def settle(desk: Desk, until: int, limit: int, *, is_of_runs: bool) -> Settled:
     settled.next_at = min((at for at in times if at is not None), default=None)
     desk.write()
     return settled
+
+
+def hasten(desk: Desk, now: int, limit: int, *, is_of_runs: bool) -> None:
+    """Let messages that were published, and are to be sent again within ``resend_after``, fall due now."""
+    statements = desk.statements
+    found = statements.lock_published_runs if is_of_runs else statements.lock_published_steps
+    for row in desk.ask(found, until=now + milliseconds(desk.timing.resend_after), limit=limit):
+        run = desk.note_run(row)
+        if is_of_runs:
+            arm(desk, run, min(now, run.due_at or now), sends=run.sends)
+        else:
+            step = desk.note_command(row)
+            step.due_at = min(now, step.due_at or now)
+            desk.put(step)
+    desk.write()
 
 
 def _due_entries(desk: Desk, until: int) -> list[tuple[int, str, Place]]:

@@ -169,6 +169,7 @@ CASES = [
     ),
     Case("renew", _claimed(step(1)), lambda s, _: s.renew(["p1", "p2"])),
     Case("gone", _claimed(step(1)), lambda s, _: s.renew(["p2"], gone=["p1"])),
+    Case("hasten", _begun(step(1)), lambda s, _: s.hasten(10)),
     Case("sweep", _begun(timer(1, 0)), lambda s, _: sweep(s), _nothing),
     Case("sweep after a death", _dead, lambda s, _: sweep(s), _nothing),
     Case("get", _claimed(step(1)), lambda s, _: s.get("w")),

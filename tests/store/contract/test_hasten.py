@@ -1,0 +1,99 @@
+"""`hasten`: what a dead worker had fetched from the broker is sent again at once, and nothing else is."""
+
+from __future__ import annotations
+
+from durable_celery.store.protocol import Store, Turn
+from tests.store.backends import Backend
+from tests.store.moves import (
+    begin,
+    claim,
+    close,
+    deliver,
+    new,
+    run_messages,
+    signal,
+    step,
+    step_messages,
+    sweep,
+    timer,
+    turn,
+)
+
+FAR = 10**14
+
+
+def test_a_published_step_is_sent_again_at_once(store: Store) -> None:
+    begin(store, step(1))
+
+    assert step_messages(store) == []
+    store.hasten(10)
+    assert [message.attempt for message in step_messages(store)] == [1]
+
+
+def test_a_published_run_is_sent_again_at_once(store: Store) -> None:
+    store.start(new())
+
+    assert run_messages(store) == []
+    store.hasten(10)
+    assert run_messages(store) == ["w"]
+
+
+def test_it_waits_longer_for_the_next_time(backend: Backend) -> None:
+    store = backend.store
+    begin(store, step(1))
+    store.hasten(10)
+    assert len(step_messages(store)) == 1
+
+    store.hasten(10)
+    assert step_messages(store) == []
+    backend.advance(11)
+    store.hasten(10)
+    assert len(step_messages(store)) == 1
+
+
+def test_what_is_in_hand_is_left_alone(store: Store) -> None:
+    begin(store, step(1), timer(2, FAR))
+    claim(store, 1)
+    store.start(new("other"))
+    begun = store.take("other", "p1#other", known=0)
+    store.hasten(10)
+
+    assert sweep(store).messages == ()
+    again = store.take("other", "p1#other", known=0)
+    assert isinstance(begun, Turn)
+    assert isinstance(again, Turn)
+    assert again.lease == begun.lease
+
+
+def test_a_retry_and_a_run_that_is_put_off_keep_their_time(store: Store) -> None:
+    begin(store, step(1))
+    claimed = claim(store, 1)
+    store.postpone(claimed.key, claimed.owner, delay=5.0, error="x")
+    store.start(new("other"))
+    store.take("other", "p1#other", known=0)
+    store.release("other", "p1#other", delay=5.0)
+    store.start(new("later", delay=5.0))
+    store.hasten(10)
+
+    assert sweep(store).messages == ()
+
+
+def test_a_run_that_is_delivered_stays_for_its_retention(store: Store) -> None:
+    begin(store)
+    close(store)
+    deliver(store)
+    store.hasten(10)
+
+    assert sweep(store).messages == ()
+    assert store.get("w") is not None
+
+
+def test_the_soonest_come_first_up_to_the_limit(backend: Backend) -> None:
+    store = backend.store
+    begin(store, step(1))
+    backend.advance(1)
+    signal(store)
+    turn(store, step(2))
+    store.hasten(1)
+
+    assert [message.key.number for message in step_messages(store)] == [1]
