@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from typing import Any
 
 from celery import Celery
@@ -10,12 +11,15 @@ from celery import Celery
 from benchmarks.plain import SETTINGS, URL
 from durable_celery import WorkflowContext, durable_task
 
-__all__ = ["app", "echo", "fan", "local", "sequence", "sleeper"]
+__all__ = ["app", "echo", "fan", "local", "paced", "pause", "sequence", "sleeper"]
 
 app = Celery("benchmarks.durable", broker=f"{URL}/1", backend=f"{URL}/2", set_as_current=False)
 app.conf.update(SETTINGS)
 if store := os.environ.get("BENCH_STORE"):
     app.conf.update(durable_store=store, durable_namespace=os.environ["BENCH_NAMESPACE"])
+app.conf.durable_shards = int(os.environ.get("BENCH_SHARDS", "1"))
+# Longer histories than anybody should have are measured too.
+app.conf.durable_history_limit = 1_000_000
 app.conf.durable_run_ahead = float(os.environ.get("BENCH_RUN_AHEAD", "0"))
 
 
@@ -45,6 +49,19 @@ def local(ctx: WorkflowContext, steps: int) -> int:
 def fan(ctx: WorkflowContext, steps: int) -> int:
     """Run remote steps side by side and wait for all."""
     return len(ctx.gather(*[ctx.start(echo, number) for number in range(steps)]))
+
+
+@app.task
+def pause(seconds: float) -> None:
+    """Take a while, and no CPU: as a step that waits for somebody else does."""
+    time.sleep(seconds)
+
+
+@durable_task(app=app)
+def paced(ctx: WorkflowContext, steps: int, seconds: float) -> None:
+    """Run steps one after the other that take a while."""
+    for _ in range(steps):
+        ctx.step(pause, seconds)
 
 
 @durable_task(app=app)

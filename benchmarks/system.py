@@ -17,13 +17,15 @@ from sqlalchemy import Engine, create_engine
 from durable_celery.app import binding_of
 from durable_celery.store.protocol import RunStatus, Store
 from tests.databases import server_url, tables_at
-from tests.servers import RedisServer
+from tests.servers import RedisCluster, RedisServer
 from tests.workers import CeleryWorker
 
 __all__ = ["PLAIN", "System", "wait_for"]
 
 #: Pool of each worker, as on a small machine.
 CONCURRENCY = 2
+#: In how many parts the keys of a cluster are divided.
+SHARDS = 12
 #: Seconds between two looks at whether a load is done.
 LOOK = 0.01
 #: Databases of the two brokers; the log shares the second. Results of both are in database 2.
@@ -35,12 +37,13 @@ class System:
 
     Args:
         directory: where servers and workers leave their files.
-        store: where the histories are: ``redis``, ``sqlite``, ``postgresql`` or ``mariadb``.
+        store: where the histories are: ``redis``, ``cluster``, ``sqlite``, ``postgresql`` or ``mariadb``.
         aof: when Redis writes to its disk: ``no``, ``everysec`` or ``always``.
+        nodes: of how many masters the cluster is.
     """
 
-    def __init__(self, directory: Path, store: str = "redis", aof: Any = "no") -> None:
-        self.store = store
+    def __init__(self, directory: Path, store: str = "redis", aof: Any = "no", nodes: int = 3) -> None:
+        self.store, self.nodes = store, nodes
         self.server = RedisServer(directory / "redis", aof=aof, extra_args=("--maxmemory-policy", "noeviction"))
         self.workers: dict[int, CeleryWorker] = {}
         self.directory = directory
@@ -50,13 +53,29 @@ class System:
         """Start the server, then import the apps, which read its address, then start the workers."""
         self.server.start()
         os.environ["BENCH_REDIS"] = f"redis://127.0.0.1:{self.server.port}"
-        if self.store != "redis":
+        if self.store == "cluster":
+            self.cluster = RedisCluster(self.directory / "cluster", size=self.nodes).start()
+            self._ending.callback(self.cluster.stop)
+            url = self.cluster.url.replace("redis://", "redis+cluster://")
+            os.environ |= {"BENCH_STORE": url, "BENCH_NAMESPACE": "durable", "BENCH_SHARDS": str(SHARDS)}
+        elif self.store != "redis":
             url = f"sqlite:///{self.directory}/log.db" if self.store == "sqlite" else server_url(self.store)
             self.tables = self._ending.enter_context(tables_at(url))
             os.environ |= {"BENCH_STORE": self.tables.url, "BENCH_NAMESPACE": self.tables.namespace}
         self.redis = {number: self.server.client(number) for number in (PLAIN, DURABLE, 2)}
         for database in (PLAIN, DURABLE):
             self.start_worker(database)
+
+    def more_workers(self, count: int) -> None:
+        """Start more workers with workflows."""
+        workers = [
+            CeleryWorker("benchmarks.durable:app", self.directory, concurrency=CONCURRENCY) for _ in range(count)
+        ]
+        for worker in workers:
+            self._ending.callback(worker.stop)
+            worker.start(wait=False)
+        for worker in workers:
+            worker.wait_ready(120)
 
     def start_worker(self, database: int) -> CeleryWorker:
         """Start one side's worker and wait until a task comes through it."""
@@ -165,10 +184,10 @@ def wait_for(condition: Callable[[], bool], timeout: float, what: str) -> None:
 
 
 @contextmanager
-def running_system(store: str = "redis", aof: Any = "no") -> Iterator[System]:
+def running_system(store: str = "redis", aof: Any = "no", nodes: int = 3) -> Iterator[System]:
     """Give a running system and end it afterwards."""
     with TemporaryDirectory(prefix="durable-bench-") as directory:
-        system = System(Path(directory), store, aof)
+        system = System(Path(directory), store, aof, nodes)
         try:
             system.start()
             yield system

@@ -14,8 +14,10 @@ translate, never reinterpret.
 from __future__ import annotations
 
 import json
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import MISSING, fields
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from durable_celery.records import record
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -53,7 +55,7 @@ __all__ = [
 FORMAT = 1
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record(frozen=True, slots=True, kw_only=True)
 class Event:
     """Base of all events."""
 
@@ -61,7 +63,7 @@ class Event:
     payload: str | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record(frozen=True, slots=True, kw_only=True)
 class RunStarted(Event):
     """Input: somebody asked for the run, or the run before it went on as this one. Always the first event.
 
@@ -82,7 +84,7 @@ class RunStarted(Event):
     version: int = 1
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record(frozen=True, slots=True, kw_only=True)
 class StepCompleted(Event):
     """Input: a step returned. Payload: its result."""
 
@@ -91,7 +93,7 @@ class StepCompleted(Event):
     attempt: int = 1
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record(frozen=True, slots=True, kw_only=True)
 class StepFailed(Event):
     """Input: a step failed for good. Payload: the failure (see ``codec.Failure``)."""
 
@@ -100,28 +102,28 @@ class StepFailed(Event):
     attempt: int = 1
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record(frozen=True, slots=True, kw_only=True)
 class TimerFired(Event):
     """Input: a timer's time came. Number 0 is the gate of a delayed start."""
 
     number: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record(frozen=True, slots=True, kw_only=True)
 class SignalReceived(Event):
     """Input: somebody sent a signal. Payload: its value."""
 
     name: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record(frozen=True, slots=True, kw_only=True)
 class CancelRequested(Event):
     """Input: somebody asked the run to stop."""
 
     reason: str = ""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record(frozen=True, slots=True, kw_only=True)
 class Output(Event):
     """Base of the records of commands."""
 
@@ -131,7 +133,7 @@ class Output(Event):
     cause: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record(frozen=True, slots=True, kw_only=True)
 class StepScheduled(Output):
     """Output: a Celery task (or a durable task, as a child run) is to be executed. Payload: ``[args, kwargs]``."""
 
@@ -145,14 +147,14 @@ class StepScheduled(Output):
     options: Mapping[str, Any] | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record(frozen=True, slots=True, kw_only=True)
 class TimerStarted(Output):
     """Output: the run wants to be woken at ``due_at`` (ms since 1970)."""
 
     due_at: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record(frozen=True, slots=True, kw_only=True)
 class LocalStepCompleted(Output):
     """Output: a local step returned. Payload: its result."""
 
@@ -160,7 +162,7 @@ class LocalStepCompleted(Output):
     digest: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record(frozen=True, slots=True, kw_only=True)
 class LocalStepFailed(Output):
     """Output: a local step raised. Payload: the failure."""
 
@@ -168,7 +170,7 @@ class LocalStepFailed(Output):
     digest: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record(frozen=True, slots=True, kw_only=True)
 class PatchMarked(Output):
     """Output: the code took the new side of ``patched(patch_id)``."""
 
@@ -177,29 +179,29 @@ class PatchMarked(Output):
     is_deprecated: bool = False
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record(frozen=True, slots=True, kw_only=True)
 class CommandCancelled(Output):
     """Output: the code no longer wants the step or timer with number ``target``."""
 
     target: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record(frozen=True, slots=True, kw_only=True)
 class RunCompleted(Output):
     """Output, terminal: the code returned. Payload: the result."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record(frozen=True, slots=True, kw_only=True)
 class RunFailed(Output):
     """Output, terminal: the code raised. Payload: the failure."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record(frozen=True, slots=True, kw_only=True)
 class RunCancelled(Output):
     """Output, terminal: the code ended by its cancellation. Payload: the failure that says so."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record(frozen=True, slots=True, kw_only=True)
 class RunContinued(Output):
     """Output: the run ends, and the next run of the same workflow begins. Payload: the next run's ``[args, kwargs]``.
 
@@ -226,7 +228,7 @@ TerminalEvent = RunCompleted | RunFailed | RunCancelled
 CARRIED: tuple[type[Event], ...] = (SignalReceived, CancelRequested)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record(frozen=True, slots=True, kw_only=True)
 class Recorded:
     """An event in its place."""
 

@@ -10,6 +10,7 @@ under its lease.
 from __future__ import annotations
 
 import logging
+import random
 import threading
 from typing import TYPE_CHECKING, Any
 
@@ -46,6 +47,11 @@ __all__ = ["DurableStep", "Heart"]
 _log = logging.getLogger(__name__)
 #: Seconds until the next try to publish to a broker that is away.
 _BROKER_AWAY = 1.0
+#: Up to so many processes each worker sweeps at its own pace. With more of them each sweeps the more rarely, so that
+#: all together look at the agenda about as often as these few would.
+_FEW = 64
+#: The longest wait between two sweeps of a worker, however many there are, in seconds.
+_RAREST_SWEEP = 5.0
 #: How many messages are sent again at once when a worker died that may have fetched any number.
 _MOST_HASTENED = 500
 
@@ -183,8 +189,8 @@ class Heart:
             return
         _log.info("%s processes of this host have ended; what they may have held is taken over", len(new))
         if not all(is_child(name, set(self.known) - gone) for name in new):
-            # A worker died, and messages that it had fetched lie with it: on Redis for an hour. Workers are alike, so it
-            # had fetched as many as this one may.
+            # A worker died, and messages that it had fetched lie with it: on Redis for an hour. Workers are alike, so
+            # it had fetched as many as this one may.
             self.store.hasten(self.prefetch)
 
     def sweep(self) -> float:
@@ -195,6 +201,10 @@ class Heart:
             return _BROKER_AWAY
         if sweep.more:
             return 0.0
+        if sweep.processes > _FEW:
+            # At random times, and nobody at the moment when the next thing falls due: all workers would.
+            pace = self.interval * sweep.processes / _FEW
+            return min(pace, _RAREST_SWEEP) * random.uniform(0.5, 1.5)  # noqa: S311 - no secret
         return self.interval if sweep.next_in is None else min(self.interval, sweep.next_in)
 
     def stop(self, **_: Any) -> None:

@@ -51,6 +51,7 @@ from durable_celery.store.protocol import (
     StepState,
     Sweep,
     Turn,
+    hosts_of,
 )
 
 __all__ = ["MemoryStore"]
@@ -371,7 +372,9 @@ class MemoryStore(Tables):
             for owner in gone:
                 if ("owner", owner, 0) in self.agenda:
                     self.agenda["owner", owner, 0] = now
-            return tuple(sorted(name for kind, name, _ in self.agenda if kind == "owner"))
+            hosts = hosts_of([*owners, *gone])
+            known = [name for kind, name, _ in self.agenda if kind == "owner"]
+            return tuple(sorted(name for name in known if not hosts or name.partition(":")[0] in hosts))
 
     def sweep(self, limit: int = 100) -> Sweep:
         """See :meth:`Store.sweep`."""
@@ -396,6 +399,7 @@ class MemoryStore(Tables):
                 more=next_at is not None and next_at <= now,
                 next_in=None if next_at is None else max(0, next_at - now) / 1000,
                 counts=counts,
+                processes=sum(kind == "owner" for kind, _, _ in self.agenda),
             )
 
     def hasten(self, limit: int) -> None:

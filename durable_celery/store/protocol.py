@@ -30,14 +30,15 @@ All instants are the store's clock, in milliseconds since 1970; all durations ar
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import field
 from enum import StrEnum
 from typing import TYPE_CHECKING, Literal, Protocol
 
 from durable_celery.codec import Place
+from durable_celery.records import record
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from durable_celery.errors import WorkflowConflictError
     from durable_celery.events import Event, Recorded, StepCompleted, StepFailed, StepScheduled
@@ -65,6 +66,7 @@ __all__ = [
     "Sweep",
     "Timing",
     "Turn",
+    "hosts_of",
 ]
 
 
@@ -122,7 +124,7 @@ class Refusal(StrEnum):
     LOST = "lost"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record(frozen=True, slots=True, kw_only=True)
 class Timing:
     """The waits that a store puts into the agenda, all in seconds."""
 
@@ -136,7 +138,7 @@ class Timing:
     retention: float = 7 * 86400.0
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record(frozen=True, slots=True, kw_only=True)
 class StepKey:
     """Names one step of one run. Its text is the idempotency key."""
 
@@ -161,7 +163,7 @@ class StepKey:
         return cls(workflow_id=workflow_id, run=int(run), number=int(number))
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record(frozen=True, slots=True, kw_only=True)
 class NewRun:
     """What a start writes."""
 
@@ -186,7 +188,7 @@ class NewRun:
     unsent: bool = False
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record(frozen=True, slots=True, kw_only=True)
 class RunMessage:
     """A run's Celery message, to be published: take a turn, or deliver the end."""
 
@@ -199,7 +201,7 @@ class RunMessage:
     first: bool = False
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record(frozen=True, slots=True, kw_only=True)
 class StepMessage:
     """A step's Celery message, to be published (or a child run, to be started)."""
 
@@ -220,7 +222,7 @@ class StepMessage:
     cancel: bool = False
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record(frozen=True, slots=True, kw_only=True)
 class PendingStep:
     """An open step, for people."""
 
@@ -240,7 +242,7 @@ class PendingStep:
     progress: str | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record(frozen=True, slots=True, kw_only=True)
 class RunRecord:
     """The state of a run, without its history."""
 
@@ -273,7 +275,7 @@ class RunRecord:
     steps: tuple[PendingStep, ...] = ()
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record(frozen=True, slots=True, kw_only=True)
 class Started:
     """Answer of ``start``."""
 
@@ -283,7 +285,7 @@ class Started:
     message: RunMessage | None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record(frozen=True, slots=True, kw_only=True)
 class Appended:
     """Answer of ``append``."""
 
@@ -293,7 +295,7 @@ class Appended:
     message: RunMessage | None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record(frozen=True, slots=True, kw_only=True)
 class Lease:
     """The right to write outputs, until a newer token is given out."""
 
@@ -304,7 +306,7 @@ class Lease:
     owner: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record(frozen=True, slots=True, kw_only=True)
 class Turn:
     """A lease with what the turn needs to begin."""
 
@@ -316,7 +318,7 @@ class Turn:
     now: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record(frozen=True, slots=True, kw_only=True)
 class Refused:
     """A claim or take that was refused."""
 
@@ -325,7 +327,7 @@ class Refused:
     message: RunMessage | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record(frozen=True, slots=True, kw_only=True)
 class Committed:
     """Answer of ``commit``."""
 
@@ -341,7 +343,7 @@ class Committed:
     begun: bool = False
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record(frozen=True, slots=True, kw_only=True)
 class Claim:
     """The right to execute one attempt of a step and to record its outcome."""
 
@@ -361,7 +363,7 @@ class Claim:
     progress: str | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record(frozen=True, slots=True, kw_only=True)
 class Finished:
     """Answer of ``finish``."""
 
@@ -373,7 +375,7 @@ class Finished:
     message: RunMessage | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record(frozen=True, slots=True, kw_only=True)
 class Sweep:
     """What fell due and has to be published. Timers, deadlines and dead owners are settled inside the store."""
 
@@ -384,9 +386,11 @@ class Sweep:
     next_in: float | None = None
     #: How many entries of each kind were settled, for metrics and tests.
     counts: Mapping[str, int] = field(default_factory=dict)
+    #: How many processes are known, wherever they run; in a store of several shards, to the shard that knows most.
+    processes: int = 0
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record(frozen=True, slots=True, kw_only=True)
 class Finding:
     """What is to be said about a store's server: a setting, what it costs as measured, and the cure."""
 
@@ -397,13 +401,19 @@ class Finding:
     message: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record(frozen=True, slots=True, kw_only=True)
 class RunPage:
     """A part of the list of runs, newest first."""
 
     runs: tuple[RunRecord, ...]
     #: Give it to the next call; None at the end.
     cursor: str | None
+
+
+def hosts_of(processes: Iterable[str]) -> set[str]:
+    """Return the hosts of processes, whose names begin with the host and a colon; nothing, for all, if one has none."""
+    parts = [process.partition(":") for process in processes]
+    return {host for host, _, _ in parts} if all(colon for _, colon, _ in parts) else set()
 
 
 class Store(Protocol):
@@ -565,8 +575,9 @@ class Store(Protocol):
         ...
 
     def renew(self, owners: Sequence[str], gone: Sequence[str] = ()) -> tuple[str, ...]:
-        """Keep processes alive for ``owner_ttl`` more, expire those that are gone, return all known ones (worker).
+        """Keep processes alive for ``owner_ttl`` more, expire those that are gone, return the known ones (worker).
 
+        These are the processes of the same hosts, see :func:`hosts_of`: of others nobody can tell whether they live.
         A process that is renewed after it expired first loses all that it held; so does one that takes or claims
         something after it expired. ``take`` and ``claim`` by a process that was never renewed make it known, for one
         ``owner_ttl``.

@@ -306,12 +306,14 @@ class RedisStore:
         messages: list[RunMessage | StepMessage] = []
         counts: dict[str, int] = {}
         waits: list[int] = []
+        processes = 0
         for shard in (*range(first, self._server.shards), *range(first)):
             room = limit - sum(counts.values())
             if room <= 0:
                 waits.append(0)
                 break
-            sent, settled, _, wait = self._server.script("sweep", shard, room, *self._overdue)
+            sent, settled, _, wait, known = self._server.script("sweep", shard, room, *self._overdue)
+            processes = max(processes, known)
             messages += map(read_message, sent)
             for kind, number in zip(settled[::2], settled[1::2], strict=True):
                 counts[kind] = counts.get(kind, 0) + number
@@ -322,6 +324,7 @@ class RedisStore:
             more=next_in == 0,
             next_in=None if next_in is None else next_in / 1000,
             counts=counts,
+            processes=processes,
         )
 
     def hasten(self, limit: int) -> None:

@@ -11,12 +11,13 @@ ignores them, a group in a group is part of it, and one of a single task in a ch
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from datetime import datetime
 from typing import Any
 
 from durable_celery.errors import InvalidRequestError, UnknownTaskError
 from durable_celery.policy import seconds
+from durable_celery.records import record
 from durable_celery.workflow.handles import Handle, drop_all
 from durable_celery.workflow.machine import Machine
 from durable_celery.workflow.tasks import CallOptions
@@ -55,7 +56,7 @@ def start(
     return _started(machine, _read(signature, options), args, kwargs)
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class _DurableTask:
     """Stands for a durable task of which only the name is known, as in a signature that was plain JSON."""
 
@@ -66,7 +67,7 @@ class _DurableTask:
 # What is read.
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record(frozen=True, slots=True, kw_only=True)
 class _Part:
     """A signature that was read; its kinds say how it is done."""
 
@@ -83,7 +84,7 @@ class _Part:
         raise NotImplementedError
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record(frozen=True, slots=True, kw_only=True)
 class _Call(_Part):
     task: Any
     args: _Args
@@ -101,7 +102,7 @@ class _Call(_Part):
         return await self.step(machine, args, kwargs)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record(frozen=True, slots=True, kw_only=True)
 class _Chain(_Part):
     parts: tuple[_Part, ...]
 
@@ -113,7 +114,7 @@ class _Chain(_Part):
         return value
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record(frozen=True, slots=True, kw_only=True)
 class _Group(_Part):
     parts: tuple[_Part, ...]
 
@@ -129,7 +130,7 @@ class _Group(_Part):
         return await gather(machine, begun, return_exceptions=False)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record(frozen=True, slots=True, kw_only=True)
 class _Chord(_Part):
     header: _Group
     body: _Part
@@ -146,7 +147,7 @@ class _Chord(_Part):
         return await _done(machine, self.body, (results,), {})
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record(frozen=True, slots=True, kw_only=True)
 class _Map(_Part):
     """``task.map(items)``: one after the other, as Celery does it in one message."""
 

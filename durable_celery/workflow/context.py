@@ -21,7 +21,7 @@ from durable_celery.workflow.handlers import State
 from durable_celery.workflow.handles import Handle, StepHandle
 from durable_celery.workflow.logger import WorkflowLogger
 from durable_celery.workflow.machine import Machine
-from durable_celery.workflow.tasks import CallOptions, ParentClose, TaskLike
+from durable_celery.workflow.tasks import UNSET, CallOptions, ParentClose, TaskLike, behind
 from durable_celery.workflow.typed_signal import Signal
 
 __all__ = ["Context", "WorkflowInfo"]
@@ -61,7 +61,7 @@ class Context:
         self._machine = machine
         self._started_at = started_at
         self._parent = parent
-        self._options = options or CallOptions()
+        self._options = options or UNSET
 
     def options(  # noqa: PLR0913 - the vocabulary of a call
         self,
@@ -136,6 +136,7 @@ class Context:
             UnknownTaskError: ``task`` is no Celery task.
             PayloadError: the arguments cannot be recorded.
         """
+        task = behind(task)
         if canvas.is_signature(task):
             return canvas.start(self._machine, task, args, kwargs, self._options)
         if isinstance(task, foreign.ForeignTask):

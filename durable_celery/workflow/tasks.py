@@ -12,7 +12,17 @@ from durable_celery.codec import check_id
 from durable_celery.errors import InvalidRequestError, UnknownTaskError
 from durable_celery.policy import RetryPolicy, seconds
 
-__all__ = ["CallOptions", "ParentClose", "TaskLike", "check_arguments", "is_function", "options_of_call", "resolve"]
+__all__ = [
+    "UNSET",
+    "CallOptions",
+    "ParentClose",
+    "TaskLike",
+    "behind",
+    "check_arguments",
+    "is_function",
+    "options_of_call",
+    "resolve",
+]
 
 #: Shortest limit in seconds: the store counts in milliseconds.
 _SHORTEST = 0.001
@@ -103,6 +113,8 @@ class CallOptions:
 
     def to_json(self) -> dict[str, Any] | None:
         """Return the plain form that is recorded with a step: only what was set, None if nothing was."""
+        if self is UNSET:
+            return None
         form = {key: value for name, key in _KEYS.items() if (value := getattr(self, name)) is not None}
         if self.retry is not None:
             form["retry"] = self.retry.to_json()
@@ -146,6 +158,8 @@ class CallOptions:
             )
 
 
+#: What most calls have.
+UNSET = CallOptions()
 #: Options that say something about single attempts.
 _OF_ATTEMPTS = {"start_timeout", "attempt_timeout", "heartbeat_timeout", "at_most_once"}
 
@@ -164,6 +178,12 @@ def _limit(name: str, given: timedelta | float | None) -> float | None:
 
 #: Names of the options, and the keys under which they are recorded.
 _KEYS = {field.name: "label" if field.name == "name" else field.name for field in fields(CallOptions)}
+
+
+def behind(task: Any) -> Any:
+    """Return what a proxy of Celery's stands for, as which a task is handed out: each look through it is slow."""
+    find = getattr(type(task), "_get_current_object", None)
+    return task if find is None else find(task)
 
 
 def is_function(called: object) -> bool:

@@ -138,6 +138,7 @@ def raw_keys(store: RedisStore) -> dict[str, Any]:
 
 def _read_redis(store: RedisStore) -> tuple[list[str], dict[Entry, int], dict[str, set[Entry]]]:
     ids: list[str] = []
+    peers: list[str] = []
     agenda: dict[Entry, int] = {}
     held: dict[str, set[Entry]] = {}
     logs: list[tuple[str, int]] = []
@@ -152,12 +153,16 @@ def _read_redis(store: RedisStore) -> tuple[list[str], dict[Entry, int], dict[st
             agenda |= {("owner", process, 0): int(due) for process, due in value.items()}
         elif kind == "held":
             held.setdefault(rest, set()).update(map(entry_of, value))
+        elif kind == "peers":
+            peers += value
+            assert all(name.rpartition(":")[0].partition(":")[0] == rest for name in value), "a peer of another host"
         elif kind == "index":
             ids += value
         elif kind.startswith("log") and kind != "log":
             logs.append((rest, int(kind[3:])))
         else:
             tables[kind].add(rest)
+    assert set(peers) == {name for kind, name, _ in agenda if kind == "owner"}, "peers are not the known processes"
     assert len(ids) == len(set(ids)), "a run stands in two indexes"
     assert tables["run"] == set(ids), "record and index do not go together"
     logs += [(rest, 1) for rest in tables["log"]]

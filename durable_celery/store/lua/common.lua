@@ -6,6 +6,7 @@
 --
 --   agenda            zset    member -> due (ms): all that must happen
 --   owners            zset    process -> end of its life (ms), unless it is renewed
+--   peers:<host>      set     those of one host, by whose name theirs begin, before a colon
 --   held:<process>    set     members that left the agenda because the process has them in hand
 --   run:<id>          string  the record: JSON of what changes
 --   log:<id>          list    0: the head, what never changes; n: event n as '<at> <text>'
@@ -43,6 +44,7 @@ local function run_key(id) return PREFIX .. 'run:' .. id end
 local function open_key(id) return PREFIX .. 'open:' .. id end
 local function keys_key(id) return PREFIX .. 'keys:' .. id end
 local function process_of(owner) return string.match(owner, '^[^#]*') end
+local function peers_key(process) return PREFIX .. 'peers:' .. (string.match(process, '^([^:]*):') or '') end
 local function held_key(owner) return PREFIX .. 'held:' .. process_of(owner) end
 
 -- Records are read once and written once per script: done() writes those that changed.
@@ -236,6 +238,12 @@ local function free_process(process)
   end
   redis.call('DEL', held_key(process))
   redis.call('ZREM', OWNERS, process)
+  redis.call('SREM', peers_key(process), process)
+end
+
+-- Let a process live from now on.
+local function keep(process)
+  if redis.call('ZADD', OWNERS, NOW + OWNER_TTL, process) == 1 then redis.call('SADD', peers_key(process), process) end
 end
 
 -- Before a process takes something in hand: make it known; if it expired, it first loses what it held.
@@ -244,7 +252,7 @@ local function join(owner)
   local ends = redis.call('ZSCORE', OWNERS, process)
   if ends and tonumber(ends) > NOW then return end
   if ends then free_process(process) end
-  redis.call('ZADD', OWNERS, NOW + OWNER_TTL, process)
+  keep(process)
 end
 
 -- Whether a live owner other than this one has the run's lease.

@@ -1,7 +1,7 @@
 -- sweep: settle what is due in this shard, up to a limit. Dead owners come first: what they held is then due as well.
 -- ARGV: 2 limit, 3 payload of the failure of a step that took too long, with @STORY@ for what happened, 4 JSON of these
 --       stories, by limit, with @TIME@ for its seconds and @QUEUE@ for where the step's message lies
--- Returns: {messages, counts as {kind, n, ...}, more (0, 1), ms until the next entry or false}.
+-- Returns: {messages, counts as {kind, n, ...}, more (0, 1), ms until the next entry or false, known processes}.
 
 local most, failure, stories = tonumber(ARGV[2]), ARGV[3], cjson.decode(ARGV[4])
 local messages, counts = {}, {}
@@ -133,4 +133,5 @@ for kind, number in pairs(counts) do
   flat[#flat + 1], flat[#flat + 2] = kind, number
 end
 local more = next_at and next_at <= NOW and 1 or 0
-return done({ messages, flat, more, next_at and math.max(0, next_at - NOW) or false })
+local wait = next_at and math.max(0, next_at - NOW) or false
+return done({ messages, flat, more, wait, redis.call('ZCARD', OWNERS) })

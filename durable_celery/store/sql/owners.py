@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from durable_celery.store.protocol import hosts_of
 from durable_celery.store.sql.desk import ExpiredError
 from durable_celery.store.sql.rules import free_lease, free_step, milliseconds
 
@@ -63,12 +64,12 @@ def _lock(desk: Desk, process: str) -> int | None:
 
 
 def renew(connection: Connection, server: Server, owners: Sequence[str], gone: Sequence[str]) -> tuple[str, ...]:
-    """Keep processes alive, expire those that are gone, return all known ones.
+    """Keep processes alive, expire those that are gone, return the known ones of their hosts.
 
     Raises:
         ExpiredError: a process has expired that is to be kept: it must lose what it held first.
     """
-    rows = connection.execute(server.statements.owners).all()
+    rows = connection.execute(server.statements.owners(sorted(hosts_of([*owners, *gone])))).all()
     now, known = rows[0].now, {row.process: row.ends_at for row in rows if row.process is not None}
     for process in owners:
         if known.get(process, now + 1) <= now:

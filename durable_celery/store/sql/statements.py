@@ -30,7 +30,7 @@ from durable_celery.store.sql.dialects import clock
 from durable_celery.store.sql.tables import CommandRow, RunRow
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
     from sqlalchemy import CTE, ColumnElement, Select, Table
 
@@ -193,7 +193,7 @@ class Statements:
 
     @cached_property
     def look(self) -> Query:
-        """The clock, when the first of each kind falls due, and the first that is not due yet; and a dead process."""
+        """The clock, when the first of each kind falls due and the first that is not yet, a dead process, how many."""
         runs, commands, owners = self.tables.runs, self.tables.commands, self.tables.owners
         columns = {"runs": runs.c.due_at, "commands": commands.c.next_at, "owners": owners.c.ends_at}
         firsts = [select(func.min(column)).scalar_subquery().label(name) for name, column in columns.items()]
@@ -203,7 +203,8 @@ class Statements:
         ]
         ends_at = owners.c.ends_at
         dead = select(owners.c.process).where(ends_at <= self.began).order_by(ends_at, owners.c.process).limit(1)
-        return select(self.began.label("now"), *firsts, *nexts, dead.scalar_subquery().label("dead"))
+        known = select(func.count()).select_from(owners).scalar_subquery().label("processes")
+        return select(self.began.label("now"), *firsts, *nexts, dead.scalar_subquery().label("dead"), known)
 
     @cached_property
     def lock_due_runs(self) -> Query:
@@ -235,12 +236,12 @@ class Statements:
 
     # -- owners ------------------------------------------------------------------------------------------------------
 
-    @cached_property
-    def owners(self) -> Query:
-        """All known processes, with the clock: one row without a process where there is none."""
+    def owners(self, hosts: Iterable[str]) -> Query:
+        """The known processes of hosts, or all, with the clock: one row without a process where there is none."""
         owners = self.tables.owners
         clock_row = select(self.began.label("now")).subquery()
-        joined = clock_row.outerjoin(owners, true())
+        theirs = [owners.c.process.startswith(f"{host}:", autoescape=True) for host in hosts]
+        joined = clock_row.outerjoin(owners, or_(*theirs) if theirs else true())
         return select(clock_row.c.now, owners.c.process, owners.c.ends_at).select_from(joined)
 
     @cached_property

@@ -7,7 +7,8 @@ database's clock is the only clock.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 from durable_celery.errors import WorkflowConflictError
 from durable_celery.events import (
@@ -263,26 +264,27 @@ class SqlStore:
         runs_at, commands_at = (look.now + 1 if at is None else at for at in (look.runs, look.commands))
         has_runs, has_commands = runs_at <= look.now, commands_at <= look.now
         if not (has_runs or has_commands):
-            return _swept(look.now, [look.runs, look.commands, look.owners], {})
+            return _swept(look.now, [look.runs, look.commands, look.owners], processes=look.processes)
         # Of one kind at a time, whichever has waited longer: so a sweep is three statements at most.
         is_of_runs = runs_at <= commands_at
         settled = server.transact(
             lambda desk: settle(desk, look.now, limit, is_of_runs=is_of_runs),
         )
         nexts = [look.next_runs, look.next_commands, look.next_owners, settled.next_at]
-        swept = _swept(
+        return _swept(
             settled.now,
             [look.now, *nexts] if settled.is_full or (has_runs and has_commands) else nexts,
-            settled.counts,
+            messages=tuple(settled.messages),
+            counts=settled.counts,
+            processes=look.processes,
         )
-        return Sweep(messages=tuple(settled.messages), more=swept.more, next_in=swept.next_in, counts=swept.counts)
 
     def hasten(self, limit: int) -> None:
         """See :meth:`Store.hasten`. The limit is for runs and for steps."""
         server = self._server
         now = server.read(lambda connection: connection.execute(server.statements.look).one()).now
         for is_of_runs in (True, False):
-            server.transact(lambda desk, of=is_of_runs: hasten(desk, now, limit, is_of_runs=of))
+            server.transact(partial(hasten, now=now, limit=limit, is_of_runs=is_of_runs))
 
     def ear(self, workflow_id: str) -> AbstractContextManager[Ear] | None:
         """Return what hears of the end of a run, or None where the database tells of none (client)."""
@@ -336,10 +338,7 @@ def _pending(step: CommandRow) -> PendingStep:
     )
 
 
-def _swept(now: int, times: Iterable[int | None], counts: dict[str, int]) -> Sweep:
+def _swept(now: int, times: Iterable[int | None], **found: Any) -> Sweep:
     next_at = min((at for at in times if at is not None), default=None)
-    return Sweep(
-        more=next_at is not None and next_at <= now,
-        next_in=None if next_at is None else max(0, next_at - now) / 1000,
-        counts=counts,
-    )
+    more, next_in = next_at is not None and next_at <= now, None if next_at is None else max(0, next_at - now) / 1000
+    return Sweep(more=more, next_in=next_in, **found)

@@ -201,3 +201,29 @@ def test_process_names_may_look_like_anything(store: Store) -> None:
 
     assert only(record(store).steps).lost == 1
     assert store.claim(key(1), f"{name}#2") is not None
+
+
+def test_renew_tells_of_the_processes_of_the_same_host(backend: Backend) -> None:
+    store = backend.store
+    store.renew(["h1:1:2.3", "h1:2:3.4"])
+    begin(store, step(1))
+    claim(store, owner="h1:2:5.6#call")
+    store.renew(["h2:1:2.3", "h10:1:1.1", "h_:1:1.1"])
+
+    assert store.renew(["h1:1:2.3"]) == ("h1:1:2.3", "h1:2:3.4", "h1:2:5.6")
+    assert store.renew(["h_:1:1.1"]) == ("h_:1:1.1",)
+    assert store.renew(["h2:1:2.3"], gone=["h1:2:3.4"]) == ("h1:1:2.3", "h1:2:3.4", "h1:2:5.6", "h2:1:2.3")
+    assert len(store.renew([])) == len(store.renew(["no host"])) - 1 == 7
+
+    sweep(store)
+    assert store.renew(["h1:1:2.3"]) == ("h1:1:2.3", "h1:2:5.6")
+
+
+def test_sweep_tells_how_many_processes_there_are(store: Store) -> None:
+    assert store.sweep().processes == 0
+    store.renew(["h1:1:2.3", "h1:2:3.4", "h2:1:2.3"])
+    assert store.sweep().processes == 3
+    store.renew([], gone=["h1:2:3.4"])
+    while store.sweep().more:
+        pass
+    assert store.sweep().processes == 2
