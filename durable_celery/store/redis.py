@@ -12,8 +12,10 @@ at all commands that are still open.
 from __future__ import annotations
 
 import json
+import logging
 import os
 import re
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import cache
 from hashlib import sha1
@@ -56,6 +58,7 @@ from durable_celery.errors import (
     WorkflowNotFoundError,
 )
 from durable_celery.events import Event, Recorded, RunStarted, StepCompleted, StepFailed, encode
+from durable_celery.store.hearing import Ears
 from durable_celery.store.limits import STORIES
 from durable_celery.store.protocol import (
     Appended,
@@ -94,9 +97,14 @@ from durable_celery.store.redis_replies import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Generator, Sequence
+    from contextlib import AbstractContextManager
+
+    from durable_celery.store.hearing import Ear, Told
 
 __all__ = ["RedisStore"]
+
+_log = logging.getLogger(__name__)
 
 Client = redis.Redis | RedisCluster
 
@@ -104,6 +112,8 @@ Client = redis.Redis | RedisCluster
 LAYOUT = 1
 #: Events that one reply carries at most.
 PAGE = 200
+#: Seconds in which a server says that a subscription stands.
+_FIRST_WORD = 5.0
 #: Words by which a server says: not now. redis-py takes off those that it has a class for; Redis 6.2 wraps an error
 #: inside a script, so that the word may stand anywhere.
 _NOT_NOW = re.compile(r"\b(READONLY|MISCONF|NOREPLICAS|BUSY|UNKILLABLE|LOADING|CLUSTERDOWN|MASTERDOWN|TRYAGAIN)\b")
@@ -332,6 +342,10 @@ class RedisStore:
         for shard in range(self._server.shards):
             self._server.script("hasten", shard, limit)
 
+    def ear(self, workflow_id: str) -> AbstractContextManager[Ear]:
+        """Return what hears of the end of a run (client)."""
+        return self._server.ears.ear(workflow_id)
+
     # -- looking -----------------------------------------------------------------------------------------------------
 
     def get(self, workflow_id: str) -> RunRecord | None:
@@ -430,6 +444,30 @@ class _Server:
         self._client: Client | None = None
         self._pid = 0
         self._is_checked = False
+        #: Those who wait for the end of a run.
+        self.ears = Ears(self._listening)
+
+    @contextmanager
+    def _listening(self) -> Generator[Told | None]:
+        """Give what is told of the ends of runs, or None where the server lets nobody hear it."""
+        client: Any = self._connected()
+        with client.pubsub() as listener:
+            listener.subscribe(f"{self.namespace}:ends")
+            try:
+                listener.get_message(timeout=_FIRST_WORD)
+            except NoPermissionError as error:
+                _log.info("ends of runs are asked for, because nobody may hear of them: %s", error)
+                yield None
+                return
+
+            def told(seconds: float) -> list[str | None]:
+                message = listener.get_message(timeout=seconds)
+                if message is None:
+                    return []
+                # A second subscription is that of a new connection: what was told in between was told to nobody.
+                return [_as_text(message["data"]) if message["type"] == "message" else None]
+
+            yield told
 
     def shard_of(self, workflow_id: str) -> int:
         return crc32(workflow_id.encode()) % self.shards

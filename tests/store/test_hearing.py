@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import itertools
 import multiprocessing
 import threading
 import time
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
@@ -16,6 +16,8 @@ from sqlalchemy import create_engine, event, text
 from durable_celery.client import Client
 from durable_celery.codec import Codec
 from durable_celery.store.sql import SqlStore
+from durable_celery.store.sql.listening import channel_of
+from durable_celery.store.sql.listening import listening as pg_listening
 from tests.databases import Database
 from tests.store.moves import begin, close, deliver, new, run_messages
 from tests.waiting import wait_until
@@ -111,13 +113,13 @@ def test_who_waits_behind_a_connection_that_hears_nothing_looks_as_often_as_ever
     store: SqlStore, other: SqlStore, postgresql_tables: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As behind a pooler: what is told on one connection does not come to the other. Here it is in another database."""
-    monkeypatch.setattr("durable_celery.store.sql.hearing._DEAF_AFTER", 0.2)
+    monkeypatch.setattr("durable_celery.store.sql.listening._DEAF_AFTER", 0.2)
     monkeypatch.setattr("durable_celery.client._SELDOM", 60.0)
     elsewhere = create_engine(store._server.url.set(database="postgres"))
     ears, right = store._server.ears, store._server.engine
     assert ears is not None
-    engines = itertools.chain([elsewhere], itertools.repeat(right))
-    monkeypatch.setattr(ears, "_engine", lambda: next(engines))
+    split = cast("Any", SimpleNamespace(connect=elsewhere.connect, begin=right.begin))
+    monkeypatch.setattr(ears, "_open", lambda: pg_listening(split, channel_of(store._server.namespace)))
     workflow_id = name(1)
     finish = run_to_its_end(other, workflow_id)
     waiter = Waiter(client_of(store), workflow_id)
@@ -189,8 +191,8 @@ def test_a_lost_connection_is_made_again_and_ends_are_asked_for_meanwhile(store:
 def test_the_connection_goes_when_nobody_waits_any_more(
     store: SqlStore, other: SqlStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("durable_celery.store.sql.hearing._IDLE", 0.5)
-    monkeypatch.setattr("durable_celery.store.sql.hearing._TICK", 0.1)
+    monkeypatch.setattr("durable_celery.store.hearing._IDLE", 0.5)
+    monkeypatch.setattr("durable_celery.store.hearing._TICK", 0.1)
     workflow_id = name(1)
     finish = run_to_its_end(other, workflow_id)
     waiting = Waiter(client_of(store), workflow_id)

@@ -107,6 +107,8 @@ function follow.close(_, _, status)
   redis.call('ZREM', PREFIX .. 'index:open', id)
   redis.call('ZADD', PREFIX .. 'index:closed', created_at, id)
   drop_open()
+  -- Who may not tell it need not: it is a hint.
+  redis.pcall('PUBLISH', string.match(PREFIX, '^(.*):{') .. ':ends', id)
 end
 
 -- The next run: a new log, with the same head, and with the inputs that no code has taken.

@@ -11,9 +11,10 @@ from sqlalchemy import create_engine
 from sqlalchemy.exc import NoSuchModuleError, SQLAlchemyError
 
 from durable_celery.errors import ConfigurationError, StoreError, StoreUnavailableError
+from durable_celery.store.hearing import Ears
 from durable_celery.store.sql.desk import Desk, ExpiredError
 from durable_celery.store.sql.dialects import SCHEMES, Trouble, connect_arguments, prepare, trouble_of
-from durable_celery.store.sql.hearing import Ears
+from durable_celery.store.sql.listening import channel_of, listening
 from durable_celery.store.sql.owners import free_process
 from durable_celery.store.sql.schema import SCHEMA, create_tables, drop_tables, migrate, version_of
 from durable_celery.store.sql.statements import Statements
@@ -54,7 +55,9 @@ class Server:
         kind = ArrayWriter if self.dialect == "postgresql" else Writer
         self.writer = kind(self.tables, self.dialect, self.statements.read_events)
         #: Who waits for ends, where the database tells of them.
-        self.ears = Ears(lambda: self.engine, namespace) if self.dialect == "postgresql" else None
+        self.ears: Ears | None = None
+        if self.dialect == "postgresql":
+            self.ears = Ears(lambda: listening(self.engine, channel_of(namespace)))
         self._is_checked = False
         self._engine: Engine | None = None
         self._pid = 0

@@ -54,7 +54,7 @@ if TYPE_CHECKING:
 
     from sqlalchemy import ColumnElement, Connection
 
-    from durable_celery.store.sql.hearing import Ear
+    from durable_celery.store.hearing import Ear
 
 __all__ = ["SqlStore"]
 

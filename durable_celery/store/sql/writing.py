@@ -32,7 +32,7 @@ from sqlalchemy.dialects import postgresql
 
 from durable_celery.store.protocol import RunStatus
 from durable_celery.store.sql.dialects import upsert
-from durable_celery.store.sql.hearing import channel_of
+from durable_celery.store.sql.listening import channel_of
 from durable_celery.store.sql.tables import CommandRow, EventRow, RunRow
 
 if TYPE_CHECKING:

@@ -1,11 +1,11 @@
-"""Hearing of the ends of runs, so that who waits for one need not ask again and again (PostgreSQL's NOTIFY).
+"""Hearing of the ends of runs, so that who waits for one need not ask again and again.
 
-The write that closes a run notifies the channel ``<namespace>_ends``, with the workflow id, in the same statement. Each
-process in which somebody waits has one connection that listens, for as long as somebody does and a little longer.
+The write that closes a run tells its workflow id on a channel of the namespace, in the same script or statement: Redis'
+PUBLISH, PostgreSQL's NOTIFY. Each process in which somebody waits has one connection that listens, for as long as
+somebody does and a little longer.
 
-A notification is only a hint: whoever waits also looks by itself, seldom while the connection hears, and as often as
-with any other store while it does not. Behind a pooler that gives each transaction another connection ``LISTEN`` seems
-to work, and nothing comes: so a connection is believed only when it has heard what was told it on another one.
+What is told is only a hint: whoever waits also looks by itself, seldom while the connection hears, and as often as
+with any other store while it does not.
 """
 
 from __future__ import annotations
@@ -14,33 +14,27 @@ import logging
 import os
 import threading
 import time
-import uuid
 import weakref
 from collections import defaultdict
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
-
-from sqlalchemy import func, select
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator
+    from collections.abc import Callable, Generator, Iterable
+    from contextlib import AbstractContextManager
 
-    from sqlalchemy import Engine
+    #: Returns the ids that are told within so many seconds; None for any that may have been.
+    Told = Callable[[float], Iterable[str | None]]
 
-__all__ = ["Ear", "Ears", "channel_of"]
+__all__ = ["Ear", "Ears"]
 
 _log = logging.getLogger(__name__)
 #: Seconds that the connection is kept when nobody waits any more, and until it is tried again when it was lost.
 _IDLE, _RETRY = 10.0, 1.0
 #: Seconds that the thread listens before it looks whether anybody still waits.
 _TICK = 1.0
-#: Seconds in which a new connection must hear, and until the next try with one that did not.
-_DEAF_AFTER, _DEAF_FOR = 2.0, 60.0
-
-
-def channel_of(namespace: str) -> str:
-    """Return the channel on which the ends of a namespace's runs are told."""
-    return f"{namespace}_ends"
+#: Seconds until the next try where nothing can be heard.
+_DEAF_FOR = 60.0
 
 
 class Ear:
@@ -61,10 +55,14 @@ class Ear:
 
 
 class Ears:
-    """All who wait in this process, and the thread that listens for them."""
+    """All who wait in this process, and the thread that listens for them.
 
-    def __init__(self, engine: Callable[[], Engine], namespace: str) -> None:
-        self._engine, self._channel = engine, channel_of(namespace)
+    Args:
+        listen: opens a connection that listens; it gives None where nothing can be heard.
+    """
+
+    def __init__(self, listen: Callable[[], AbstractContextManager[Told | None]]) -> None:
+        self._open = listen
         self.reset()
         _ALL.add(self)
 
@@ -117,36 +115,19 @@ class Ears:
 
     def _listen(self) -> bool:
         """Listen until nobody has waited for some time; False if nothing can be heard."""
-        with self._engine().connect() as pooled:
-            # Not the pool's any more: it is closed at the end, with all that it listens to.
-            pooled.detach()
-            driver: Any = pooled.connection.dbapi_connection
-            driver.autocommit = True
-            driver.execute(f'LISTEN "{self._channel}"')
-            if not self._hears(driver):
-                _log.info("LISTEN has no effect here (a pooler?): ends of runs are asked for")
+        with self._open() as told:
+            if told is None:
                 return False
             self.is_listening = True
             # What has ended before is not told.
             self._tell(None)
             idle_since = time.monotonic()
             while time.monotonic() - idle_since < _IDLE:
-                for note in driver.notifies(timeout=_TICK):
-                    self._tell(note.payload)
+                for workflow_id in told(_TICK):
+                    self._tell(workflow_id)
                 if self._waiting:
                     idle_since = time.monotonic()
         return True
-
-    def _hears(self, driver: Any) -> bool:
-        """Tell whether the connection hears what another one tells."""
-        probe = f"probe {uuid.uuid4()}"
-        with self._engine().begin() as connection:
-            connection.execute(select(func.pg_notify(self._channel, probe)))
-        until = time.monotonic() + _DEAF_AFTER
-        while (left := until - time.monotonic()) > 0:
-            if any(note.payload == probe for note in driver.notifies(timeout=left, stop_after=1)):
-                return True
-        return False
 
     def _tell(self, workflow_id: str | None) -> None:
         """Wake who waits for a run, or all."""
