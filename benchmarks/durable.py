@@ -11,7 +11,7 @@ from celery import Celery
 from benchmarks.plain import SETTINGS, URL
 from durable_celery import WorkflowContext, durable_task
 
-__all__ = ["app", "echo", "fan", "local", "paced", "pause", "sequence", "sleeper"]
+__all__ = ["app", "echo", "fan", "local", "noop", "paced", "pause", "sequence", "sleeper"]
 
 app = Celery("benchmarks.durable", broker=f"{URL}/1", backend=f"{URL}/2", set_as_current=False)
 app.conf.update(SETTINGS)
@@ -49,6 +49,11 @@ def local(ctx: WorkflowContext, steps: int) -> int:
 def fan(ctx: WorkflowContext, steps: int) -> int:
     """Run remote steps side by side and wait for all."""
     return len(ctx.gather(*[ctx.start(echo, number) for number in range(steps)]))
+
+
+@app.task(ignore_result=True)
+def noop(*_: Any) -> None:
+    """Do nothing, keep no result: a task that no workflow calls."""
 
 
 @app.task

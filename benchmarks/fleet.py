@@ -14,12 +14,10 @@ from __future__ import annotations
 import heapq
 import itertools
 import json
-import os
 import random
 from collections import deque
 from collections.abc import Iterator
 from datetime import UTC, datetime
-from pathlib import Path
 from statistics import median, quantiles
 from types import SimpleNamespace
 from typing import Any, NamedTuple, cast
@@ -68,18 +66,12 @@ def _spent(system: System) -> tuple[float, float, float, float]:
     cpu: Any = client.info("cpu")
     times = {name: value["usec"] for name, value in stats.items() if name not in {"cmdstat_info", "cmdstat_brpop"}}
     scripts = times.get("cmdstat_evalsha", 0)
-    worker = system.workers[DURABLE]
     return (
         scripts,
         sum(times.values()) - scripts,
         float(cpu["used_cpu_user"]) + float(cpu["used_cpu_sys"]),
-        sum(map(_seconds_of, (worker.pid, *worker.child_pids))),
+        system.workers[DURABLE].cpu_seconds(),
     )
-
-
-def _seconds_of(pid: int) -> float:
-    fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 class Server:

@@ -40,13 +40,14 @@ class Clock:
         return self
 
 
-def raw_tasks(system: System, count: int) -> Clock:
-    """Send tasks that do nothing and keep no result."""
+def raw_tasks(system: System, count: int, database: int = PLAIN) -> Clock:
+    """Send tasks that do nothing and keep no result, to the plain worker or to the one with workflows."""
+    tasks = system.plain if database == PLAIN else system.durable
     clock = Clock()
     for _ in range(count):
-        system.plain.noop.apply_async()
+        tasks.noop.apply_async()
     clock.accept()
-    system.settle(PLAIN)
+    system.settle(database)
     return clock.end()
 
 

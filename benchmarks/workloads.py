@@ -11,7 +11,7 @@ from typing import Any
 
 from benchmarks import load
 from benchmarks.report import Figure
-from benchmarks.system import DURABLE, System, wait_for
+from benchmarks.system import DURABLE, PLAIN, System, wait_for
 
 __all__ = ["WORKLOADS", "Scale", "w7_memory"]
 
@@ -27,6 +27,30 @@ class Scale:
     def of(self, full: int) -> int:
         """Return a size for this scale."""
         return max(10, round(full * self.size))
+
+
+def w0_bystanders(system: System, scale: Scale) -> Iterator[Figure]:
+    """Take tasks that no workflow calls, in a worker with workflows and in one without."""
+    count = scale.of(2000)
+    raw, beside, apart, together = [], [], [], []
+    for _ in range(scale.pairs):
+        before = _worker_seconds(system)
+        raw.append(count / load.raw_tasks(system, count).done)
+        between = _worker_seconds(system)
+        beside.append(count / load.raw_tasks(system, count, DURABLE).done)
+        after = _worker_seconds(system)
+        apart.append((between[PLAIN] - before[PLAIN]) / count * 1e6)
+        together.append((after[DURABLE] - between[DURABLE]) / count * 1e6)
+    yield Figure("W0 plain tasks/s, worker without workflows (F)", raw)
+    yield Figure("W0 plain tasks/s, worker with workflows", beside)
+    yield Figure("W0 with / without", _ratios(beside, raw), ">=", 0.9, 0.95)
+    yield Figure("W0 us of CPU per plain task, worker without workflows", apart)
+    yield Figure("W0 us of CPU per plain task, worker with workflows", together)
+    yield Figure("W0 CPU with / without", _ratios(together, apart), "<=", 1.1, 1.05)
+
+
+def _worker_seconds(system: System) -> dict[int, float]:
+    return {database: worker.cpu_seconds() for database, worker in system.workers.items()}
 
 
 def w1_throughput(system: System, scale: Scale) -> Iterator[Figure]:
@@ -236,6 +260,7 @@ def _lateness(history: list[Any]) -> int:
 
 #: All but W6, which has a file of its own, and W7, which leaves sleepers behind and so comes last.
 WORKLOADS: dict[str, Callable[[System, Scale], Iterator[Figure]]] = {
+    "w0": w0_bystanders,
     "w1": w1_throughput,
     "w1-local": w1_local,
     "w1-latency": w1_latency,

@@ -80,6 +80,14 @@ class CeleryWorker:
         """The process ids of the living pool children (of prefork; other pools have none)."""
         return children_of(self.pid)
 
+    def cpu_seconds(self) -> float:
+        """Return the seconds of CPU that the parent and its living children have used."""
+        seconds = 0.0
+        for pid in (self.pid, *self.child_pids):
+            fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
+            seconds += (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+        return seconds
+
     @property
     def is_running(self) -> bool:
         """Whether the parent process lives."""
