@@ -1,9 +1,9 @@
 """The store on Redis or Valkey, one server or a cluster: each verb is one Lua script over the keys of one shard.
 
 The scripts stand in ``lua/``, one for each verb; ``lua/common.lua`` draws the keys and is the place to read first. This
-module sends them and turns answers into records; it decides nothing. Invariant: whatever a verb reads and writes
-lies under one hash tag, ``<namespace>:{<shard>}:``, with shard = crc32(workflow id) modulo the number of shards, so one
-script on one slot sees all of it. The server's clock is the only clock.
+module turns answers into records and decides nothing; ``redis_server.py`` sends the scripts. Invariant: whatever a verb
+reads and writes lies under one hash tag, ``<namespace>:{<shard>}:``, with shard = crc32(workflow id) modulo the number
+of shards, so one script on one slot sees all of it. The server's clock is the only clock.
 
 Memory and time: a script touches as many things as it has arguments, or as one owner holds; only the end of a run looks
 at all commands that are still open.
@@ -12,53 +12,20 @@ at all commands that are still open.
 from __future__ import annotations
 
 import json
-import logging
-import os
-import re
-from contextlib import contextmanager
 from dataclasses import replace
-from functools import cache
-from hashlib import sha1
 from operator import methodcaller
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
-from urllib.parse import parse_qs, urlsplit
-from zlib import crc32
-
-import redis
-from redis.backoff import ExponentialBackoff
-from redis.cluster import RedisCluster
-from redis.exceptions import (
-    AskError,
-    AuthenticationError,
-    AuthorizationError,
-    BusyLoadingError,
-    ClusterError,
-    NoPermissionError,
-    NoScriptError,
-    OutOfMemoryError,
-    ReadOnlyError,
-    RedisClusterException,
-    RedisError,
-    ResponseError,
-    TryAgainError,
-)
-from redis.retry import Retry
 
 from durable_celery.codec import Codec, failure_of
 from durable_celery.errors import (
-    ConfigurationError,
     InboxFullError,
     StaleLeaseError,
     StepTimeoutError,
-    StoreError,
-    StoreUnavailableError,
     WorkflowClosedError,
     WorkflowConflictError,
     WorkflowNotFoundError,
 )
 from durable_celery.events import Event, Recorded, RunStarted, StepCompleted, StepFailed, encode
-from durable_celery.store.hearing import Ears
 from durable_celery.store.limits import STORIES
 from durable_celery.store.protocol import (
     Appended,
@@ -81,7 +48,6 @@ from durable_celery.store.protocol import (
     Timing,
     Turn,
 )
-from durable_celery.store.redis_checks import check_server
 from durable_celery.store.redis_replies import (
     Head,
     events_of,
@@ -95,28 +61,19 @@ from durable_celery.store.redis_replies import (
     read_turn,
     scheduled_step,
 )
+from durable_celery.store.redis_server import Server, connect
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator, Sequence
+    from collections.abc import Sequence
     from contextlib import AbstractContextManager
 
-    from durable_celery.store.hearing import Ear, Told
+    from durable_celery.store.hearing import Ear
+    from durable_celery.store.redis_server import Client
 
 __all__ = ["RedisStore"]
 
-_log = logging.getLogger(__name__)
-
-Client = redis.Redis | RedisCluster
-
-#: Version of the keys and their values; recorded beside the number of shards.
-LAYOUT = 1
 #: Events that one reply carries at most.
 PAGE = 200
-#: Seconds in which a server says that a subscription stands.
-_FIRST_WORD = 5.0
-#: Words by which a server says: not now. redis-py takes off those that it has a class for; Redis 6.2 wraps an error
-#: inside a script, so that the word may stand anywhere.
-_NOT_NOW = re.compile(r"\b(READONLY|MISCONF|NOREPLICAS|BUSY|UNKILLABLE|LOADING|CLUSTERDOWN|MASTERDOWN|TRYAGAIN)\b")
 
 
 class RedisStore:
@@ -139,7 +96,7 @@ class RedisStore:
         shards: int = 1,
         timing: Timing = Timing(),  # noqa: B008 - frozen
     ) -> None:
-        self._setup(_Server(lambda: client, namespace, shards, timing), timing)
+        self._setup(Server(lambda: client, namespace, shards, timing), timing)
 
     @classmethod
     def from_url(
@@ -156,11 +113,11 @@ class RedisStore:
         No connection is made before the first verb. A server that does not answer is tried again for about a second.
         """
         store = cls.__new__(cls)
-        server = _Server(lambda: _connect(url, cluster=cluster), namespace, shards, timing)
+        server = Server(lambda: connect(url, cluster=cluster), namespace, shards, timing)
         store._setup(server, timing)  # noqa: SLF001 - our own
         return store
 
-    def _setup(self, server: _Server, timing: Timing) -> None:
+    def _setup(self, server: Server, timing: Timing) -> None:
         self._server, self.timing = server, timing
         self._first_shard = 0
         self._overdue = failure_of(StepTimeoutError("@STORY@"), Codec()), json.dumps(STORIES)
@@ -427,158 +384,6 @@ def _started(new: NewRun, reply: Any) -> Started | WorkflowConflictError:
     return WorkflowConflictError(new.workflow_id, f"{head.name} ({head.digest})", f"{new.name} ({new.digest})")
 
 
-class _Server:
-    """One namespace on a server or cluster: how a script gets there, and how its errors become ours."""
-
-    def __init__(self, connect: Callable[[], Client], namespace: str, shards: int, timing: Timing) -> None:
-        if not namespace or set(namespace) & set("{}") or shards < 1:
-            raise ConfigurationError(
-                f"namespace {namespace!r} with {shards} shards: a namespace takes characters other than braces, "
-                "and there is at least one shard"
-            )
-        self.namespace, self.shards = namespace, shards
-        waits = (timing.owner_ttl, timing.resend_after, timing.resend_limit, timing.retention)
-        self._waits = " ".join(str(milliseconds(wait)) for wait in waits)
-        self._layout_key, self._layout = f"{namespace}:layout", {"layout": LAYOUT, "shards": shards}
-        self._connect = connect
-        self._client: Client | None = None
-        self._pid = 0
-        self._is_checked = False
-        #: Those who wait for the end of a run.
-        self.ears = Ears(self._listening)
-
-    @contextmanager
-    def _listening(self) -> Generator[Told | None]:
-        """Give what is told of the ends of runs, or None where the server lets nobody hear it."""
-        client: Any = self._connected()
-        with client.pubsub() as listener:
-            listener.subscribe(f"{self.namespace}:ends")
-            try:
-                listener.get_message(timeout=_FIRST_WORD)
-            except NoPermissionError as error:
-                _log.info("ends of runs are asked for, because nobody may hear of them: %s", error)
-                yield None
-                return
-
-            def told(seconds: float) -> list[str | None]:
-                message = listener.get_message(timeout=seconds)
-                if message is None:
-                    return []
-                # A second subscription is that of a new connection: what was told in between was told to nobody.
-                return [_as_text(message["data"]) if message["type"] == "message" else None]
-
-            yield told
-
-    def shard_of(self, workflow_id: str) -> int:
-        return crc32(workflow_id.encode()) % self.shards
-
-    def key(self, shard: int, name: str) -> str:
-        return f"{self.namespace}:{{{shard}}}:{name}"
-
-    def script(self, name: str, shard: int, *words: str | int) -> Any:
-        """Run a verb's script on a shard."""
-        if not self._is_checked:
-            self._note_layout()
-        text, digest = script(name)
-        arguments = (1, self.key(shard, "agenda"), self._waits, *words)
-
-        def run(client: Any) -> Any:
-            try:
-                return client.evalsha(digest, *arguments)
-            except NoScriptError:
-                return client.eval(text, *arguments)
-
-        return self.ask(run)
-
-    def scripts(self, name: str, calls: Sequence[tuple[int, tuple[str | int, ...]]]) -> list[Any]:
-        """Run a verb's script many times, each time on a shard with other words, in one round trip.
-
-        A cluster takes them one by one.
-        """
-        if not calls:
-            return []
-        # The first one by itself: then the server has the script, and the layout is known.
-        (shard, words), *rest = calls
-        replies = [self.script(name, shard, *words)]
-        if isinstance(self._connected(), RedisCluster):
-            return replies + [self.script(name, shard, *words) for shard, words in rest]
-        _, digest = script(name)
-
-        def run(client: Any) -> list[Any]:
-            pipe = client.pipeline(transaction=False)
-            for shard, words in rest:
-                pipe.evalsha(digest, 1, self.key(shard, "agenda"), self._waits, *words)
-            found: list[Any] = pipe.execute()
-            return found
-
-        replies += self.ask(run)
-        return replies
-
-    def ask(self, question: Callable[[Any], Any]) -> Any:
-        """Ask the server, and say in our own errors what went wrong."""
-        try:
-            return _as_text(question(self._connected()))
-        except (AuthenticationError, AuthorizationError, NoPermissionError) as error:
-            raise ConfigurationError(f"the Redis server does not allow this: {error}") from error
-        except ResponseError as error:
-            raise _refusal(error) from error
-        except (RedisError, RedisClusterException, OSError) as error:
-            raise StoreUnavailableError(f"the Redis server does not answer: {error}") from error
-
-    def findings(self) -> list[Finding]:
-        """Ask each primary about its settings; refuse another layout. Writes nothing."""
-        client: Any = self._connected()
-        nodes = client.get_primaries() if isinstance(client, RedisCluster) else [None]  # type: ignore[no-untyped-call]  # redis-py
-        found: list[Finding] = []
-        for node in nodes:
-            to = {} if node is None else {"target_nodes": node}
-            found += [item for item in self._check(to) if item not in found]
-        self._compare_layout()
-        return found
-
-    def _check(self, to: dict[str, Any]) -> list[Finding]:
-        info = self.ask(lambda client: client.info(**to))
-        try:
-            setting = self.ask(lambda client: client.config_get("appendfsync", **to))
-        except (StoreError, ConfigurationError):
-            # Managed servers often refuse CONFIG; the check says that it does not know.
-            setting = {}
-        return check_server(info, setting.get("appendfsync"))
-
-    def _note_layout(self) -> None:
-        """Record the layout at first use of the namespace, or find it there."""
-        self.ask(methodcaller("setnx", self._layout_key, json.dumps(self._layout)))
-        self._compare_layout()
-        self._is_checked = True
-
-    def _compare_layout(self) -> None:
-        """Refuse a layout that another process did not have: its runs would not be found."""
-        text = self.ask(methodcaller("get", self._layout_key))
-        if text is not None and (theirs := json.loads(text)) != self._layout:
-            raise ConfigurationError(
-                f"namespace {self.namespace!r} was made with {theirs}, and this process has {self._layout}: runs would "
-                "not be found. Set the number of shards back, or use another namespace"
-            )
-
-    def _connected(self) -> Client:
-        # A cluster client holds locks and node tables that do not survive a fork in the middle of their use.
-        if self._client is None or self._pid != os.getpid():
-            self._client, self._pid = self._connect(), os.getpid()
-        return self._client
-
-
-def _refusal(error: ResponseError) -> StoreError:
-    text = str(error)
-    if isinstance(error, OutOfMemoryError) or "OOM command not allowed" in text:
-        # Whoever has an outcome in hand waits, as for a server that is away: room may be made.
-        return StoreUnavailableError(
-            f"the Redis server is at its memory limit and refused the write, nothing was written: {text}"
-        )
-    if isinstance(error, ReadOnlyError | ClusterError | TryAgainError | AskError) or _NOT_NOW.search(text):
-        return StoreUnavailableError(f"the Redis server refuses work for now: {text}")
-    return StoreError(f"the Redis server refused: {text}")
-
-
 def _run_message(reply: Sequence[Any] | None) -> RunMessage | None:
     message = read_message(reply) if reply else None
     return message if isinstance(message, RunMessage) else None
@@ -586,41 +391,3 @@ def _run_message(reply: Sequence[Any] | None) -> RunMessage | None:
 
 def _place(record: RunRecord) -> str:
     return f"{record.created_at}:{record.workflow_id}"
-
-
-def _as_text(reply: Any) -> Any:
-    """Return a reply with text for bytes: the client may or may not decode."""
-    if isinstance(reply, bytes):
-        return reply.decode()
-    if isinstance(reply, list):
-        return [_as_text(item) for item in reply]
-    if isinstance(reply, dict):
-        return {_as_text(key): _as_text(value) for key, value in reply.items()}
-    return reply
-
-
-@cache
-def script(name: str) -> tuple[str, str]:
-    """Return the text of a verb's script, with what all share before it, and its digest."""
-    folder = Path(__file__).with_name("lua")
-    text = "\n".join((folder / f"{part}.lua").read_text() for part in ("common", name))
-    return text, sha1(text.encode()).hexdigest()  # noqa: S324 - Redis names scripts by SHA-1
-
-
-def _connect(url: str, *, cluster: bool) -> Client:
-    # Three more tries within half a second: enough for a restart of a proxy, too short to hide an outage.
-    retry = Retry(ExponentialBackoff(cap=0.3, base=0.05), 3)
-    options: dict[str, Any] = {"decode_responses": True, "socket_timeout": 5, "socket_connect_timeout": 5}
-    if cluster:
-        return RedisCluster.from_url(url, retry=retry, **options)
-    return redis.Redis.from_url(_plain_url(url), retry=retry, retry_on_error=[BusyLoadingError], **options)
-
-
-def _plain_url(url: str) -> str:
-    """Return a URL as redis-py spells it: kombu writes ``redis+socket:///path?virtual_host=0`` for a Unix socket."""
-    parts = urlsplit(url)
-    if parts.scheme not in {"redis+socket", "socket"}:
-        return url
-    database = parse_qs(parts.query).get("virtual_host", ["0"])[0]
-    login = f"{parts.netloc.rpartition('@')[0]}@" if "@" in parts.netloc else ""
-    return f"unix://{login}{parts.path}?db={database.strip('/') or 0}"

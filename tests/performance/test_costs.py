@@ -16,7 +16,8 @@ from typing import Any, Self
 import pytest
 import redis
 
-from durable_celery.store.redis import RedisStore, script
+from durable_celery.store.redis import RedisStore
+from durable_celery.store.redis_server import script
 from tests.performance.costs_app import app, echo, fan, local, sequence
 from tests.servers import RedisServer
 from tests.waiting import wait_until
