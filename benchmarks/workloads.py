@@ -71,11 +71,14 @@ def w1_throughput(system: System, scale: Scale) -> Iterator[Figure]:
 def w1_local(system: System, scale: Scale) -> Iterator[Figure]:
     """Take 200 runs of 10 local steps against tasks that do nothing."""
     count, steps = scale.of(200), 10
-    raw, ours = [], []
+    raw, ours, alone = [], [], []
     for _ in range(scale.pairs):
         raw.append(count * steps / load.raw_tasks(system, count * steps).done)
         ours.append(count * steps / load.runs(system, system.durable.local, count, steps)[0].done)
+        handles = [load.runs(system, system.durable.local, 1, steps)[1][0] for _ in range(20)]
+        alone.append(median(_span(handle.history()[1:]) for handle in handles))
     yield Figure("W1 local steps/s", ours)
+    yield Figure("W1 idle 10 local steps, first to last, p50 ms", alone)
     yield Figure("W1 local steps/s / F", _ratios(ours, raw), ">=", 1.0, 2.0)
 
 

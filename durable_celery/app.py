@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from durable_celery.store.protocol import StepMessage, Store
     from durable_celery.workflow import Definition, Signal
 
-__all__ = ["EAGER", "Binding", "binding_of", "bound"]
+__all__ = ["EAGER", "Binding", "binding_of", "bound", "timing_of"]
 
 
 class Binding:

@@ -12,10 +12,12 @@ from __future__ import annotations
 
 import logging
 import time
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 from celery.backends.rpc import RPCBackend
 from celery.utils.saferepr import saferepr
+from kombu import exceptions
 from kombu.exceptions import OperationalError
 from kombu.utils import json as kombu_json
 
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
     from celery.app.task import Context
 
     from durable_celery.codec import Codec
+    from durable_celery.lags import Lags
     from durable_celery.store.protocol import StepMessage
 
 __all__ = [
@@ -56,6 +59,10 @@ _OWN_TASKS = frozenset({
 })  # fmt: skip
 #: What a message of protocol 2 has in its body: args, kwargs and links.
 _BODY_PARTS = 3
+#: How many messages are published in one round trip.
+_TOGETHER = 100
+#: What kombu 5.7 raises where a round trip failed; earlier releases know none of that.
+_BATCH_FAILED: type[Exception] = getattr(exceptions, "BatchPublishError", OperationalError)
 #: From the soft time limit of an attempt, which its code may catch, to the hard one, in seconds.
 _GRACE = 5.0
 #: Name of the message header that keeps the ``eta`` of a start by a producer that does not know this library.
@@ -178,21 +185,28 @@ class CeleryDispatcher:
     def __init__(self, app: Celery, codec: Codec, reject: Callable[[StepMessage, Exception], object]) -> None:
         """Use an app; ``reject`` is told of steps that can never be published."""
         self.app, self.codec, self.reject = app, codec, reject
+        #: How long messages wait in the queues of this worker; other processes do not know.
+        self.lags: Lags | None = None
 
     def publish(self, messages: Sequence[RunMessage | StepMessage]) -> int:
-        """Publish messages over one connection; stop at the first that the broker does not take."""
+        """Publish messages over one connection; stop at the first that the broker does not take.
+
+        Where the transport can (kombu 5.7, Redis) many go in one round trip. If that fails some of them may have come.
+        """
         published = 0
         with self.app.producer_or_acquire() as producer:
-            for message in messages:
-                try:
-                    self._publish(message, producer)
-                except self._unreachable() as error:
-                    _log.warning(
-                        "the broker took %s of %s messages (%r); the agenda sends the others again",
-                        published, len(messages), error,
-                    )  # fmt: skip
-                    break
-                published += 1
+            at_once = _TOGETHER if getattr(producer, "supports_batch_publish", False) else 1
+            try:
+                while chunk := messages[published : published + at_once]:
+                    with producer.batch(len(chunk)) if len(chunk) > 1 else nullcontext():
+                        for message in chunk:
+                            self._publish(message, producer)
+                    published += len(chunk)
+            except self._unreachable() as error:
+                _log.warning(
+                    "the broker took %s of %s messages (%r); the agenda sends the others again",
+                    published, len(messages), error,
+                )  # fmt: skip
         return published
 
     @property
@@ -233,7 +247,7 @@ class CeleryDispatcher:
         if not message.first:
             # Only the first message shows the arguments; it is the one that monitors take them from.
             options |= {"argsrepr": "()", "kwargsrepr": "{}"}
-        header = {"first": message.first, "at": message.created_at}
+        header = {"first": message.first, "at": message.created_at, "sent": round(time.time() * 1000)}
         # Where the result is wanted, Celery would subscribe each publishing process to it, and fail if the backend is
         # away. Headers are written last, so the worker sees what was asked for.
         wanted = {"ignore_result": options.pop("ignore_result", False)}
@@ -255,7 +269,9 @@ class CeleryDispatcher:
 
     def _publish(self, message: RunMessage | StepMessage, producer: Any) -> None:
         try:
-            if isinstance(message, RunMessage):
+            if self._may_wait_still(message):
+                _log.debug("%s is not sent again, it may well wait still", message)
+            elif isinstance(message, RunMessage):
                 self._publish_run(message, producer)
             else:
                 self._publish_step(message, producer)
@@ -271,6 +287,20 @@ class CeleryDispatcher:
             _log.exception("the message of %s cannot be published", name)
             if not isinstance(message, RunMessage):
                 self.reject(message, error)
+
+    def _may_wait_still(self, message: RunMessage | StepMessage) -> bool:
+        """Tell whether a message that was published before is most likely in its queue."""
+        if not message.sends or self.lags is None:
+            return False
+        if isinstance(message, RunMessage):
+            queue = self.queue_of(message.name, message.envelope)
+        else:
+            task, options = message.scheduled.task, message.scheduled.options or {}
+            given = {"queue": options["queue"]} if "queue" in options else {}
+            args, kwargs = self.arguments(message)
+            route = self.app.amqp.router.route(given, task, args, kwargs, task_type=self.app.tasks.get(task))
+            queue = str(getattr(route.get("queue"), "name", route.get("queue")))
+        return self.lags.explains(queue, message.sends)
 
     def _publish_step(self, message: StepMessage, producer: Any) -> None:
         scheduled, key = message.scheduled, message.key
@@ -344,6 +374,7 @@ class CeleryDispatcher:
             "step": key.number,
             "name": message.workflow,
             "queue": self.queue_of(message.workflow, message.envelope),
+            "sent": round(time.time() * 1000),
         }
         if (version := version_of(message.envelope)) > 1:
             header["version"] = version
@@ -369,4 +400,4 @@ class CeleryDispatcher:
     def _unreachable(self) -> tuple[type[BaseException], ...]:
         with self.app.connection_for_write() as connection:
             errors: Iterable[type[BaseException]] = (*connection.connection_errors, *connection.channel_errors)
-        return (OperationalError, OSError, *errors)
+        return (OperationalError, OSError, _BATCH_FAILED, *errors)

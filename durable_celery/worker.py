@@ -12,6 +12,7 @@ from __future__ import annotations
 import logging
 import random
 import threading
+import time
 from typing import TYPE_CHECKING, Any
 
 from celery import bootsteps, signals
@@ -22,7 +23,8 @@ from kombu.utils.functional import maybe_list
 
 from durable_celery import guards
 from durable_celery.ahead import RunAhead
-from durable_celery.app import EAGER, binding_of
+from durable_celery.app import EAGER, binding_of, timing_of
+from durable_celery.dispatch import header_of
 from durable_celery.errors import (
     ConfigurationError,
     DurableError,
@@ -31,6 +33,7 @@ from durable_celery.errors import (
     WorkflowNotFoundError,
 )
 from durable_celery.identity import is_child, is_gone, is_mine, process_name
+from durable_celery.lags import Lags
 from durable_celery.steps import wrap_tasks
 from durable_celery.store.protocol import StepKey
 from durable_celery.waits import spare_tracebacks
@@ -82,6 +85,7 @@ class DurableStep(bootsteps.StartStopStep):
         guards.guard_sql_transport()
         guards.guard_blocking_pool(parent.pool)
         wrap_tasks(binding)
+        _measure_lags(binding)
         _run_ahead(binding, parent)
         spare_tracebacks()
         _cancel_on_revoke(binding)
@@ -116,6 +120,19 @@ def _duties_of(binding: Binding) -> Iterator[Callable[[], float]]:
 
         _look(binding.archive.check)
         yield Archiver(binding.store, binding.archive, binding.settings.retention).archive_runs
+
+
+def _measure_lags(binding: Binding) -> None:
+    """Note of each message that arrives how long it has waited: those that wait as well are not sent again."""
+    lags = binding.dispatcher.lags = Lags(timing_of(binding.settings))
+
+    def on_received(request: Any = None, **_: Any) -> None:
+        sent = (header_of(request.request_dict) or {}).get("sent")
+        queue = (request.delivery_info or {}).get("routing_key")
+        if isinstance(sent, int) and isinstance(queue, str):
+            lags.note(queue, time.time() - sent / 1000)
+
+    signals.task_received.connect(on_received, weak=False)
 
 
 def _run_ahead(binding: Binding, worker: Any) -> None:

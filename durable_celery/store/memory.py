@@ -30,8 +30,9 @@ from durable_celery.events import (
     TimerFired,
 )
 from durable_celery.store.limits import ATTEMPT_OVER, SILENT, first_passed, story
-from durable_celery.store.memory_tables import PAGE, Run, Tables, key_of, milliseconds, place_of
+from durable_celery.store.memory_tables import PAGE, OpenStep, Run, Tables, key_of, milliseconds, place_of
 from durable_celery.store.protocol import (
+    JUST_SENT,
     Appended,
     Claim,
     Committed,
@@ -406,25 +407,26 @@ class MemoryStore(Tables):
         """See :meth:`Store.hasten`."""
         with self.lock:
             now = self.clock()
-            until = now + milliseconds(self.timing.resend_after)
-            soon = sorted(
-                (at, entry) for entry, at in self.agenda.items() if now < at <= until and self._is_out(*entry)
-            )
-            for _, entry in soon[:limit]:
-                self.agenda[entry] = now
+            until = now + milliseconds(self.timing.resend_after) - JUST_SENT
+            soon = sorted((at, entry) for entry, at in self.agenda.items() if now < at <= until)
+            published = [(entry, what) for _, entry in soon if (what := self._published(*entry)) is not None]
+            for entry, what in published[:limit]:
+                self.agenda[entry], what.sends = now, 0
 
-    def _is_out(self, kind: str, name: str, number: int) -> bool:
-        """Tell whether an entry is of a message that was published."""
-        if kind == "run":
-            return self.run_table[name].sends > 0
-        return kind == "step" and self.run_table[name].steps[number].sends > 0
+    def _published(self, kind: str, name: str, number: int) -> Run | OpenStep | None:
+        """Return the run or step of an entry, if its message is out."""
+        if kind not in {"run", "step"}:
+            return None
+        run = self.run_table[name]
+        what = run if kind == "run" else run.steps[number]
+        return what if what.sends else None
 
     def _due_run(self, workflow_id: str, _: int) -> RunMessage:
         run = self.run_table[workflow_id]
         run.woken = True
         self.agenda["run", workflow_id, 0] = self.clock() + self._wait(run.sends)
         run.sends += 1
-        return self._message(run)
+        return replace(self._message(run), sends=run.sends - 1)
 
     def _due_step(self, workflow_id: str, number: int) -> StepMessage:
         run = self.run_table[workflow_id]
@@ -440,6 +442,7 @@ class MemoryStore(Tables):
             retries=step.retries,
             override=step.override,
             cancel=step.state is StepState.CANCELLING,
+            sends=step.sends - 1,
         )
 
     def _due_timer(self, workflow_id: str, number: int) -> RunMessage | None:

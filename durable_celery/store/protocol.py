@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from durable_celery.events import Event, Recorded, StepCompleted, StepFailed, StepScheduled
 
 __all__ = [
+    "JUST_SENT",
     "Appended",
     "Claim",
     "Committed",
@@ -199,6 +200,8 @@ class RunMessage:
     created_at: int
     #: Whether no turn has been taken yet, so that this message is the first that a monitor sees.
     first: bool = False
+    #: How often the agenda has counted it as published before; 0 where it is new, or nothing is known of that any more.
+    sends: int = 0
 
 
 @record(frozen=True, slots=True, kw_only=True)
@@ -220,6 +223,8 @@ class StepMessage:
     override: str | None = None
     #: Whether the child run is to be cancelled instead of started.
     cancel: bool = False
+    #: As for :class:`RunMessage`.
+    sends: int = 0
 
 
 @record(frozen=True, slots=True, kw_only=True)
@@ -410,6 +415,10 @@ class RunPage:
     cursor: str | None
 
 
+#: Milliseconds that a message must have been out for `hasten`.
+JUST_SENT = 1000
+
+
 def hosts_of(processes: Iterable[str]) -> set[str]:
     """Return the hosts of processes, whose names begin with the host and a colon; nothing, for all, if one has none."""
     parts = [process.partition(":") for process in processes]
@@ -594,11 +603,12 @@ class Store(Protocol):
         ...
 
     def hasten(self, limit: int) -> None:
-        """Let up to ``limit`` messages fall due that were published and are to be sent again soonest (worker).
+        """Let up to ``limit`` messages fall due that were published, those that are to be sent again soonest (worker).
 
         To be called once a worker is known to have died: what it had fetched and not begun lies with it, and nobody can
-        tell it from what still waits in a queue. What nobody fetched yet comes twice, which does no harm. Of those that
-        wait longer than ``resend_after`` none falls due.
+        tell it from what still waits in a queue. What nobody has fetched comes twice, which does no harm. They count as
+        never published. Left out are those that were published less than a second ago, or that wait longer than
+        ``resend_after`` to be sent again.
         """
         ...
 

@@ -120,7 +120,7 @@ def read_turn(reply: Sequence[Any], owner: str, known: int) -> Turn:
 
 
 def read_message(reply: Sequence[Any]) -> RunMessage | StepMessage:
-    """Return the message from ``['run', id, head, first]`` or ``['step', id, head, run, number, line, told]``."""
+    """Return the message from ``['run', id, head, first, sends]``, ``['step', id, head, run, number, line, told]``."""
     head = Head(reply[2])
     if reply[0] == "run":
         return RunMessage(
@@ -129,8 +129,9 @@ def read_message(reply: Sequence[Any]) -> RunMessage | StepMessage:
             envelope=head.envelope,
             created_at=head.created_at,
             first=bool(reply[3]),
+            sends=reply[4],
         )
-    _, workflow_id, _, run, number, line, (attempt, retries, override, cancel) = reply
+    _, workflow_id, _, run, number, line, (attempt, retries, override, cancel, sends) = reply
     return StepMessage(
         key=StepKey(workflow_id=workflow_id, run=run, number=int(number)),
         scheduled=scheduled_step(line),
@@ -140,6 +141,7 @@ def read_message(reply: Sequence[Any]) -> RunMessage | StepMessage:
         retries=retries,
         override=override,
         cancel=bool(cancel),
+        sends=sends,
     )
 
 

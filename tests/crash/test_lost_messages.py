@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -66,6 +68,19 @@ def test_a_lost_start_message_is_sent_again(make_site: Callable[..., Site], brok
     site.worker()
 
     assert handle.get(timeout=40) == [0, 10]
+
+
+def test_a_long_queue_is_not_sent_again(make_site: Callable[..., Site], broker: str) -> None:
+    """Each message waits longer than `resend_after`; those that arrive have waited as long."""
+    site = make_site(broker=broker, durable_resend_after=0.5, durable_resend_limit=60.0)
+    worker = site.worker(concurrency=1)
+    handles = [site.start("sequence", str(site.directory), 1, 0.1) for _ in range(60)]
+    site.wait_all(handles, timeout=80)
+
+    received = Counter(re.findall(r"Task (?:sequence|effect)\[(.*?)\] received", worker.log))
+    assert len(received) == 2 * len(handles)
+    # Sent again whenever the agenda could, they would come twice on average, and the queue would grow by that.
+    assert received.total() < 1.5 * len(received)
 
 
 def lose_everything(broker: str, queue: str) -> int:

@@ -98,7 +98,8 @@ local function head_of(id) return redis.call('LINDEX', log_key(id), 0) end
 
 -- Answers ------------------------------------------------------------------------------------------------------------
 
-local function run_message(id) return { 'run', id, head_of(id), run_of(id).token and 0 or 1 } end
+-- The last: how often it was published before, as far as a sweep knows.
+local function run_message(id, sends) return { 'run', id, head_of(id), run_of(id).token and 0 or 1, sends or 0 } end
 
 local function record(id) return { id, cjson.encode(run_of(id)), head_of(id), length_of(id) } end
 

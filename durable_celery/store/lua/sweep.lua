@@ -22,7 +22,7 @@ function settle.r(id)
   if run.owner or run.delivered then return false end
   local sends = run.sends or 0
   arm(id, NOW + wait_after(sends), sends + 1)
-  send(run_message(id))
+  send(run_message(id, sends))
 end
 
 function settle.s(id, place)
@@ -33,7 +33,7 @@ function settle.s(id, place)
   put_step(id, place, step)
   local execution, number = parts_of(place)
   local is_cancel = step.state == 'cancelling' and 1 or 0
-  local told = { (step.attempt or 0) + 1, step.retries or 0, step.override or false, is_cancel }
+  local told = { (step.attempt or 0) + 1, step.retries or 0, step.override or false, is_cancel, step.sends - 1 }
   send({ 'step', id, head_of(id), execution, number, line_of(id, step), told })
 end
 

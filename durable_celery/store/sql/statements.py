@@ -223,16 +223,18 @@ class Statements:
 
     @cached_property
     def lock_published_runs(self) -> Query:
-        """The runs whose message was published and is to be sent again. Takes until and limit."""
+        """The runs whose message was published and is to be sent again. Takes after, until and limit."""
         runs = self.tables.runs
-        return self.lock_due_runs.where(runs.c.sends > 0, runs.c.delivered.is_(False))
+        is_published = and_(runs.c.sends > 0, runs.c.delivered.is_(False))
+        return self.lock_due_runs.where(is_published, runs.c.due_at > bindparam("after"))
 
     @cached_property
     def lock_published_steps(self) -> Query:
-        """The steps whose message was published and is to be sent again, with their runs. Takes until and limit."""
+        """The steps whose message was published and is to be sent again, with their runs: after, until and limit."""
         commands = self.tables.commands
         is_published = and_(commands.c.sends > 0, commands.c.state.in_((StepState.PENDING, StepState.CANCELLING)))
-        return self.lock_due_commands.where(is_published, commands.c.due_at <= bindparam("until"))
+        is_soon = and_(commands.c.due_at > bindparam("after"), commands.c.due_at <= bindparam("until"))
+        return self.lock_due_commands.where(is_published, is_soon)
 
     # -- owners ------------------------------------------------------------------------------------------------------
 

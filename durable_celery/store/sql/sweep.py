@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from durable_celery.codec import Codec, failure_of
 from durable_celery.errors import StepTimeoutError
 from durable_celery.events import StepFailed, TimerFired, encode
 from durable_celery.store.limits import ATTEMPT_OVER, SILENT, Limits, first_passed, story
+from durable_celery.store.protocol import JUST_SENT
 from durable_celery.store.sql.rules import (
     LOG,
     TIMER,
@@ -87,13 +88,14 @@ def hasten(desk: Desk, *, now: int, limit: int, is_of_runs: bool) -> None:
     """Let messages that were published, and are to be sent again within ``resend_after``, fall due now."""
     statements = desk.statements
     found = statements.lock_published_runs if is_of_runs else statements.lock_published_steps
-    for row in desk.ask(found, until=now + milliseconds(desk.timing.resend_after), limit=limit):
+    until = now + milliseconds(desk.timing.resend_after) - JUST_SENT
+    for row in desk.ask(found, after=now, until=until, limit=limit):
         run = desk.note_run(row)
         if is_of_runs:
-            arm(desk, run, min(now, run.due_at or now), sends=run.sends)
+            arm(desk, run, now, sends=0)
         else:
             step = desk.note_command(row)
-            step.due_at = min(now, step.due_at or now)
+            step.due_at, step.sends = now, 0
             desk.put(step)
     desk.write()
 
@@ -122,13 +124,13 @@ def _due_run(desk: Desk, run: RunRow) -> RunMessage | None:
         desk.delete(run)
         return None
     arm(desk, run, desk.now + wait_after(desk.timing, run.sends), sends=run.sends + 1)
-    return run_message(run)
+    return replace(run_message(run), sends=run.sends - 1)
 
 
 def _due_step(desk: Desk, run: RunRow, step: CommandRow) -> StepMessage:
     step.due_at, step.sends = desk.now + wait_after(desk.timing, step.sends), step.sends + 1
     desk.put(step)
-    return step_message(desk, run, step)
+    return replace(step_message(desk, run, step), sends=step.sends - 1)
 
 
 def _due_timer(desk: Desk, run: RunRow, timer: CommandRow) -> RunMessage | None:

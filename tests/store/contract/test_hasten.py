@@ -22,40 +22,55 @@ from tests.store.moves import (
 FAR = 10**14
 
 
-def test_a_published_step_is_sent_again_at_once(store: Store) -> None:
+def test_a_published_step_is_sent_again_at_once_as_if_it_never_was(backend: Backend) -> None:
+    store = backend.store
     begin(store, step(1))
+    backend.advance(2)
 
     assert step_messages(store) == []
     store.hasten(10)
-    assert [message.attempt for message in step_messages(store)] == [1]
+    assert [(message.attempt, message.sends) for message in step_messages(store)] == [(1, 0)]
 
 
-def test_a_published_run_is_sent_again_at_once(store: Store) -> None:
+def test_a_published_run_is_sent_again_at_once_as_if_it_never_was(backend: Backend) -> None:
+    store = backend.store
     store.start(new())
+    backend.advance(2)
 
     assert run_messages(store) == []
     store.hasten(10)
-    assert run_messages(store) == ["w"]
+    assert [message.sends for message in sweep(store).messages] == [0]
 
 
-def test_it_waits_longer_for_the_next_time(backend: Backend) -> None:
+def test_what_was_published_just_now_is_left_alone(store: Store) -> None:
+    begin(store, step(1))
+    store.start(new("other"))
+    store.hasten(10)
+
+    assert sweep(store).messages == ()
+
+
+def test_it_comes_once_for_many_who_ask(backend: Backend) -> None:
     store = backend.store
     begin(store, step(1))
+    backend.advance(2)
     store.hasten(10)
     assert len(step_messages(store)) == 1
 
     store.hasten(10)
     assert step_messages(store) == []
-    backend.advance(11)
+    backend.advance(2)
     store.hasten(10)
     assert len(step_messages(store)) == 1
 
 
-def test_what_is_in_hand_is_left_alone(store: Store) -> None:
+def test_what_is_in_hand_is_left_alone(backend: Backend) -> None:
+    store = backend.store
     begin(store, step(1), timer(2, FAR))
     claim(store, 1)
     store.start(new("other"))
     begun = store.take("other", "p1#other", known=0)
+    backend.advance(2)
     store.hasten(10)
 
     assert sweep(store).messages == ()
@@ -65,7 +80,8 @@ def test_what_is_in_hand_is_left_alone(store: Store) -> None:
     assert again.lease == begun.lease
 
 
-def test_a_retry_and_a_run_that_is_put_off_keep_their_time(store: Store) -> None:
+def test_a_retry_and_a_run_that_is_put_off_keep_their_time(backend: Backend) -> None:
+    store = backend.store
     begin(store, step(1))
     claimed = claim(store, 1)
     store.postpone(claimed.key, claimed.owner, delay=5.0, error="x")
@@ -73,15 +89,18 @@ def test_a_retry_and_a_run_that_is_put_off_keep_their_time(store: Store) -> None
     store.take("other", "p1#other", known=0)
     store.release("other", "p1#other", delay=5.0)
     store.start(new("later", delay=5.0))
+    backend.advance(2)
     store.hasten(10)
 
     assert sweep(store).messages == ()
 
 
-def test_a_run_that_is_delivered_stays_for_its_retention(store: Store) -> None:
+def test_a_run_that_is_delivered_stays_for_its_retention(backend: Backend) -> None:
+    store = backend.store
     begin(store)
     close(store)
     deliver(store)
+    backend.advance(2)
     store.hasten(10)
 
     assert sweep(store).messages == ()
@@ -94,6 +113,7 @@ def test_the_soonest_come_first_up_to_the_limit(backend: Backend) -> None:
     backend.advance(1)
     signal(store)
     turn(store, step(2))
+    backend.advance(2)
     store.hasten(1)
 
     assert [message.key.number for message in step_messages(store)] == [1]

@@ -108,6 +108,7 @@ def test_step_message_says_all_that_a_publisher_needs(backend: Backend) -> None:
             retries=0,
             override=None,
             cancel=False,
+            sends=1,
         )
     ]
 
@@ -125,6 +126,7 @@ def test_run_message_says_all_that_a_publisher_needs(backend: Backend) -> None:
             name="shop.checkout",
             envelope='{"queue":"q"}',
             created_at=record(store).created_at,
+            sends=1,
             first=False,
         ),
     )
@@ -212,3 +214,15 @@ def _sends(backend: Backend, *, seconds: int, grain: int) -> list[int]:
         backend.advance(grain)
         sent += [second] * len(sweep(backend.store).messages)
     return sent
+
+
+def test_a_message_tells_how_often_it_was_published_before(backend: Backend) -> None:
+    store = backend.store
+    begin(store, step(1))
+    store.start(new("other"))
+
+    told = []
+    for wait in (25, 0, 25, 0):
+        backend.advance(wait)
+        told += [(type(message).__name__, message.sends) for message in sweep(store).messages]
+    assert sorted(told) == [("RunMessage", 1), ("RunMessage", 2), ("StepMessage", 1), ("StepMessage", 2)]
