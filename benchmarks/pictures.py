@@ -38,6 +38,8 @@ def draw_growth(curves: dict[str, dict[str, list[float]]], target: Path) -> None
         middles = [(int(size), median(values)) for size, values in points.items()]
         panel.loglog(*zip(*middles, strict=True), marker="o")
         panel.set_ylim(min(value for _, value in middles) / 3, max(value for _, value in middles) * 3)
+        panel.minorticks_off()
+        panel.set_xticks([size for size, _ in middles], [f"{size:,}" for size, _ in middles])
         panel.set_title(f"{name}\n(exponent {exponent(middles):.2f})", fontsize=8)
         panel.grid(visible=True, alpha=0.3)
     _save(picture, target)
@@ -71,7 +73,7 @@ def main() -> None:
     """Draw what there is."""
     directory = Path(sys.argv[1] if len(sys.argv) > 1 else "docs/pictures")
     directory.mkdir(parents=True, exist_ok=True)
-    plt.rcParams["svg.hashsalt"] = "durable_celery"
+    plt.rcParams |= {"svg.hashsalt": "durable_celery", "svg.fonttype": "none"}
     if files := sorted(RESULTS.glob("growth-*.json")):
         draw_growth(json.loads(files[-1].read_text())["curves"], directory / "growth.svg")
     if files := sorted(RESULTS.glob("[0-9]*.json")):
