@@ -45,7 +45,8 @@ class Settings:
     inbox_limit: int = 10_000
     #: Seconds that a worker's leases outlive its last sign of life.
     owner_ttl: float = 10.0
-    #: Seconds until a message that nobody picked up is sent again; doubles each time.
+    #: Seconds until a message that nobody picked up is sent again; doubles each time. It is not while messages that
+    #: arrive in the same queue have waited as long.
     resend_after: float = 10.0
     #: Longest wait between two sends of one message, in seconds.
     resend_limit: float = 300.0
