@@ -93,7 +93,7 @@ class DurableStep(bootsteps.StartStopStep):
     def start(self, parent: Any) -> None:
         """Start heart, sweeper and watchdog, before the worker consumes."""
         binding = binding_of(parent.app)
-        heart = Heart(binding, parent.concurrency * parent.prefetch_multiplier)
+        heart = Heart(binding, parent.concurrency, parent.prefetch_multiplier)
         heart.renew()
         works = [heart.renew, heart.sweep, *self.duties]
         if binding.settings.watchdog:
@@ -162,13 +162,14 @@ def _look(check: Callable[[], None]) -> None:
 class Heart:
     """Renews owners and sweeps the agenda, for ever."""
 
-    def __init__(self, binding: Binding, prefetch: int = 0) -> None:
-        """Serve the processes of this worker, which fetches so many messages at a time (0: any number)."""
+    def __init__(self, binding: Binding, concurrency: int = 1, prefetch_multiplier: int = 4) -> None:
+        """Serve the processes of a worker that does so much at a time, and has fetched so many times that (0: any)."""
         self.engine, self.store = binding.engine, binding.store
         self.interval = binding.settings.sweep_interval
         #: A third of the lease lets two renewals fail; at most a second, so that a dead pool child is noticed soon.
         self.renew_every = min(binding.settings.owner_ttl / 3, 1.0)
-        self.prefetch = prefetch or _MOST_HASTENED
+        self.concurrency = concurrency
+        self.prefetch = concurrency * prefetch_multiplier or _MOST_HASTENED
         self.known: tuple[str, ...] = ()
         self._buried: set[str] = set()
         self._stopped = threading.Event()
@@ -206,9 +207,9 @@ class Heart:
             return
         _log.info("%s processes of this host have ended; what they may have held is taken over", len(new))
         if not all(is_child(name, set(self.known) - gone) for name in new):
-            # A worker died, and messages that it had fetched lie with it: on Redis for an hour. Workers are alike, so
-            # it had fetched as many as this one may.
-            self.store.hasten(self.prefetch)
+            # A worker died, and messages that it had fetched lie with it: on Redis for an hour. And its processes may
+            # have committed what they did not publish any more. Workers are alike, so it was as much as here.
+            self.store.hasten(self.prefetch, self.concurrency)
 
     def sweep(self) -> float:
         """Settle what is due and return the seconds until the next look."""

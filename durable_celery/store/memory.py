@@ -403,14 +403,14 @@ class MemoryStore(Tables):
                 processes=sum(kind == "owner" for kind, _, _ in self.agenda),
             )
 
-    def hasten(self, limit: int) -> None:
+    def hasten(self, oldest: int, newest: int = 0) -> None:
         """See :meth:`Store.hasten`."""
         with self.lock:
             now = self.clock()
             until = now + milliseconds(self.timing.resend_after) - JUST_SENT
             soon = sorted((at, entry) for entry, at in self.agenda.items() if now < at <= until)
             published = [(entry, what) for _, entry in soon if (what := self._published(*entry)) is not None]
-            for entry, what in published[:limit]:
+            for entry, what in [*published[:oldest], *published[len(published) - newest :]]:
                 self.agenda[entry], what.sends = now, 0
 
     def _published(self, kind: str, name: str, number: int) -> Run | OpenStep | None:

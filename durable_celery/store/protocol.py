@@ -602,13 +602,14 @@ class Store(Protocol):
         """
         ...
 
-    def hasten(self, limit: int) -> None:
-        """Let up to ``limit`` messages fall due that were published, those that are to be sent again soonest (worker).
+    def hasten(self, oldest: int, newest: int = 0) -> None:
+        """Let messages fall due that were published, so many of the oldest and of the newest (worker).
 
-        To be called once a worker is known to have died: what it had fetched and not begun lies with it, and nobody can
-        tell it from what still waits in a queue. What nobody has fetched comes twice, which does no harm. They count as
-        never published. Left out are those that were published less than a second ago, or that wait longer than
-        ``resend_after`` to be sent again.
+        To be called once a worker is known to have died: the oldest ones it may have fetched and not begun, so they lie
+        with it, and the newest it may have committed and not published. Nobody can tell these from what still waits in
+        a queue, and a message that comes twice does no harm. They count as never published. Left out are those that
+        were published less than a second ago, or that wait longer than ``resend_after`` to be sent again. In a store of
+        several shards, or of runs and steps apart, the numbers are for each.
         """
         ...
 

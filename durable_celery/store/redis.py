@@ -294,10 +294,10 @@ class RedisStore:
             processes=processes,
         )
 
-    def hasten(self, limit: int) -> None:
-        """See :meth:`Store.hasten`. The limit is for each shard."""
+    def hasten(self, oldest: int, newest: int = 0) -> None:
+        """See :meth:`Store.hasten`."""
         for shard in range(self._server.shards):
-            self._server.script("hasten", shard, limit)
+            self._server.script("hasten", shard, oldest, newest)
 
     def ear(self, workflow_id: str) -> AbstractContextManager[Ear]:
         """Return what hears of the end of a run (client)."""

@@ -115,7 +115,7 @@ class Process:
         with mortal(self):
             self.engine.store.renew([self.name], gone)
             if gone:
-                self.engine.store.hasten(limit=4)
+                self.engine.store.hasten(oldest=3, newest=1)
             self.engine.sweep()
             self.engine.patience.work_off()
 

@@ -23,17 +23,17 @@ class Hastened(MemoryStore):
 
     def __init__(self) -> None:
         super().__init__()
-        self.limits: list[int] = []
+        self.limits: list[tuple[int, int]] = []
 
-    def hasten(self, limit: int) -> None:
-        self.limits.append(limit)
-        super().hasten(limit)
+    def hasten(self, oldest: int, newest: int = 0) -> None:
+        self.limits.append((oldest, newest))
+        super().hasten(oldest, newest)
 
 
 def heart_of(store: Any, sweeps: Sequence[Sweep] = ()) -> Heart:
     answers = iter(sweeps)
     engine = SimpleNamespace(store=store, sweep=lambda: next(answers), unsent=[])
-    return Heart(cast("Any", SimpleNamespace(engine=engine, store=store, settings=Settings())), prefetch=8)
+    return Heart(cast("Any", SimpleNamespace(engine=engine, store=store, settings=Settings())), concurrency=2)
 
 
 def test_few_workers_look_when_the_next_thing_falls_due() -> None:
@@ -80,4 +80,4 @@ def test_the_death_of_a_worker_hastens_its_messages_and_that_of_a_pool_child_doe
     gone.add(other)
     heart.renew()
     heart.renew()
-    assert store.limits == [8]
+    assert store.limits == [(8, 2)]

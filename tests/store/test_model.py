@@ -256,7 +256,7 @@ class TwoStores(RuleBasedStateMachine):
 
     @rule()
     def hasten(self) -> None:
-        self.both(lambda store: store.hasten(10))
+        self.both(lambda store: store.hasten(10, 2))
 
     @rule()
     def sweep(self) -> None:

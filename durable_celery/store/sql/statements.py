@@ -221,20 +221,20 @@ class Statements:
         found = found.order_by(commands.c.next_at).limit(_limit())
         return found.with_for_update(of=self._of(runs, commands), skip_locked=True)
 
-    @cached_property
-    def lock_published_runs(self) -> Query:
-        """The runs whose message was published and is to be sent again. Takes after, until and limit."""
-        runs = self.tables.runs
-        is_published = and_(runs.c.sends > 0, runs.c.delivered.is_(False))
-        return self.lock_due_runs.where(is_published, runs.c.due_at > bindparam("after"))
+    def published_runs(self, *, latest: bool) -> Query:
+        """Lock the runs whose message was published and is to be sent again. Takes after, until and limit."""
+        due_at = self.tables.runs.c.due_at
+        is_published = and_(self.tables.runs.c.sends > 0, self.tables.runs.c.delivered.is_(False))
+        found = self.lock_due_runs.where(is_published, due_at > bindparam("after"))
+        return found.order_by(None).order_by(due_at.desc()) if latest else found
 
-    @cached_property
-    def lock_published_steps(self) -> Query:
-        """The steps whose message was published and is to be sent again, with their runs: after, until and limit."""
-        commands = self.tables.commands
+    def published_steps(self, *, latest: bool) -> Query:
+        """Lock the steps whose message was published and is to be sent again, with their runs: after, until, limit."""
+        commands, due_at = self.tables.commands, self.tables.commands.c.due_at
         is_published = and_(commands.c.sends > 0, commands.c.state.in_((StepState.PENDING, StepState.CANCELLING)))
-        is_soon = and_(commands.c.due_at > bindparam("after"), commands.c.due_at <= bindparam("until"))
-        return self.lock_due_commands.where(is_published, is_soon)
+        is_soon = and_(due_at > bindparam("after"), due_at <= bindparam("until"))
+        found = self.lock_due_commands.where(is_published, is_soon)
+        return found.order_by(None).order_by(due_at.desc()) if latest else found
 
     # -- owners ------------------------------------------------------------------------------------------------------
 

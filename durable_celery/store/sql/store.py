@@ -279,12 +279,14 @@ class SqlStore:
             processes=look.processes,
         )
 
-    def hasten(self, limit: int) -> None:
-        """See :meth:`Store.hasten`. The limit is for runs and for steps."""
+    def hasten(self, oldest: int, newest: int = 0) -> None:
+        """See :meth:`Store.hasten`."""
         server = self._server
         now = server.read(lambda connection: connection.execute(server.statements.look).one()).now
         for is_of_runs in (True, False):
-            server.transact(partial(hasten, now=now, limit=limit, is_of_runs=is_of_runs))
+            for limit, latest in ((oldest, False), (newest, True)):
+                if limit:
+                    server.transact(partial(hasten, now=now, limit=limit, latest=latest, is_of_runs=is_of_runs))
 
     def ear(self, workflow_id: str) -> AbstractContextManager[Ear] | None:
         """Return what hears of the end of a run, or None where the database tells of none (client)."""

@@ -84,10 +84,10 @@ def settle(desk: Desk, until: int, limit: int, *, is_of_runs: bool) -> Settled:
     return settled
 
 
-def hasten(desk: Desk, *, now: int, limit: int, is_of_runs: bool) -> None:
+def hasten(desk: Desk, *, now: int, limit: int, latest: bool, is_of_runs: bool) -> None:
     """Let messages that were published, and are to be sent again within ``resend_after``, fall due now."""
     statements = desk.statements
-    found = statements.lock_published_runs if is_of_runs else statements.lock_published_steps
+    found = statements.published_runs(latest=latest) if is_of_runs else statements.published_steps(latest=latest)
     until = now + milliseconds(desk.timing.resend_after) - JUST_SENT
     for row in desk.ask(found, after=now, until=until, limit=limit):
         run = desk.note_run(row)

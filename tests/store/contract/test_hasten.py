@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from durable_celery.store.protocol import Store, Turn
 from tests.store.backends import Backend
 from tests.store.moves import (
@@ -107,13 +109,17 @@ def test_a_run_that_is_delivered_stays_for_its_retention(backend: Backend) -> No
     assert store.get("w") is not None
 
 
-def test_the_soonest_come_first_up_to_the_limit(backend: Backend) -> None:
+@pytest.mark.parametrize(("oldest", "newest", "found"), [(1, 0, [1]), (0, 1, [3]), (1, 1, [1, 3]), (2, 2, [1, 2, 3])])
+def test_as_many_of_the_oldest_and_of_the_newest_as_are_asked_for(
+    backend: Backend, oldest: int, newest: int, found: list[int]
+) -> None:
     store = backend.store
     begin(store, step(1))
-    backend.advance(1)
-    signal(store)
-    turn(store, step(2))
+    for number in (2, 3):
+        backend.advance(1)
+        signal(store, signal_key=f"s-{number}")
+        turn(store, step(number))
     backend.advance(2)
-    store.hasten(1)
+    store.hasten(oldest, newest)
 
-    assert [message.key.number for message in step_messages(store)] == [1]
+    assert sorted(message.key.number for message in step_messages(store)) == found
