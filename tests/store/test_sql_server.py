@@ -153,6 +153,8 @@ def test_each_verb_takes_these_statements_on_postgresql(on_postgresql: SqlBacken
     count("renew", lambda: store.renew(["p1", "p2"]))
     count("renew with a dead one", lambda: store.renew(["p1"], gone=["p2"]))
     begin(store, step(1), workflow_id="published")
+    store.start(new("also"))
+    on_postgresql.advance(2)
     count("hasten", lambda: store.hasten(10))
     ended = take(store)
     count("commit of the end", lambda: store.commit(ended.lease, [end()], read=ended.run.length, waiting="", hold=True))

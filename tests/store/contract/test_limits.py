@@ -74,10 +74,10 @@ def test_step_that_nobody_begins_in_time_fails(backend: Backend, queue: str | No
     options = {"start_timeout": 7.5} | ({"queue": queue} if queue else {})
     begin(store, step(1, options=options))
 
-    pass_time(backend, 7)
+    pass_time(backend, 4)
     sweep(store)
     assert kinds(store)[-1] == "StepScheduled"
-    pass_time(backend, 1)
+    pass_time(backend, 4)
     assert run_messages(store) == ["w"]
 
     words = f"no worker began the step within its start_timeout of 7.5 s: does one consume {where}?"
