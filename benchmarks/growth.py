@@ -52,20 +52,20 @@ class Plan(NamedTuple):
 def length(plan: Plan) -> Iterator[Point]:
     """Take one run of many steps in sequence. They run ahead, so that messages do not hide what grows."""
     os.environ["BENCH_RUN_AHEAD"] = "0.1"
-    with running_system() as system:
-        for _ in range(plan.rounds):
-            for size in plan.sizes:
-                clock, _ = load.runs(system, system.durable.sequence, 1, size)
-                yield Point("length: s for a run of n steps", size, clock.done)
+    yield from _one_run("length: s for a run of n steps", plan, "sequence")
 
 
 def width(plan: Plan) -> Iterator[Point]:
     """Start many steps at once and gather them."""
+    yield from _one_run("width: s for a fan-out of n", plan, "fan")
+
+
+def _one_run(curve: str, plan: Plan, workflow: str) -> Iterator[Point]:
     with running_system() as system:
         for _ in range(plan.rounds):
             for size in plan.sizes:
-                clock, _ = load.runs(system, system.durable.fan, 1, size)
-                yield Point("width: s for a fan-out of n", size, clock.done)
+                clock, _ = load.runs(system, getattr(system.durable, workflow), 1, size)
+                yield Point(curve, size, clock.done)
 
 
 def sleepers(plan: Plan) -> Iterator[Point]:

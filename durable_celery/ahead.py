@@ -76,7 +76,7 @@ class RunAhead(threading.local):
             and not signals.before_task_publish.receivers
             and not signals.after_task_publish.receivers
             and _is_plain(task)
-            and self._is_consumed(message, task)
+            and self._is_consumed(message)
         )
 
     def take(self, message: StepMessage, claim: Claim) -> None:
@@ -139,18 +139,15 @@ class RunAhead(threading.local):
 
         return tell
 
-    def _is_consumed(self, message: StepMessage, task: Any) -> bool:
+    def _is_consumed(self, message: StepMessage) -> bool:
         """Tell whether this worker would get the message as well as any other, with its arguments in plain."""
-        app, codec, options = self.binding.app, self.binding.codec, message.scheduled.options or {}
+        app, codec = self.binding.app, self.binding.codec
         if codec.hides or codec.is_reference(message.scheduled.payload):
             return False
-        given = {"queue": options["queue"]} if "queue" in options else {}
         try:
-            args, kwargs = self.binding.dispatcher.arguments(message)
-            queue = app.amqp.router.route(given, task.name, args, kwargs, task_type=task).get("queue")
+            self._call = self.binding.dispatcher.call(message)
         except Exception:  # noqa: BLE001 - a user's codec or router: who publishes the message tells of it
             return False
-        self._call = args, kwargs, str(getattr(queue, "name", queue))
         return self._call[-1] in app.amqp.queues.consume_from
 
 

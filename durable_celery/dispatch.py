@@ -295,11 +295,7 @@ class CeleryDispatcher:
         if isinstance(message, RunMessage):
             queue = self.queue_of(message.name, message.envelope)
         else:
-            task, options = message.scheduled.task, message.scheduled.options or {}
-            given = {"queue": options["queue"]} if "queue" in options else {}
-            args, kwargs = self.arguments(message)
-            route = self.app.amqp.router.route(given, task, args, kwargs, task_type=self.app.tasks.get(task))
-            queue = str(getattr(route.get("queue"), "name", route.get("queue")))
+            _, _, queue = self.call(message)
         return self.lags.explains(queue, message.sends)
 
     def _publish_step(self, message: StepMessage, producer: Any) -> None:
@@ -346,6 +342,20 @@ class CeleryDispatcher:
         """
         args, kwargs = self.codec.decode(message.override or message.scheduled.payload, _place(message))
         return args, kwargs
+
+    def call(self, message: StepMessage) -> tuple[list[Any], dict[str, Any], str]:
+        """Return the arguments of a step, and the queue to which its message goes.
+
+        Raises:
+            CodecError: the arguments cannot be opened here.
+            Exception: whatever a router of the user's raises.
+        """
+        name, options = message.scheduled.task, message.scheduled.options or {}
+        given = {"queue": options["queue"]} if "queue" in options else {}
+        args, kwargs = self.arguments(message)
+        route = self.app.amqp.router.route(given, name, args, kwargs, task_type=self.app.tasks.get(name))
+        queue = route.get("queue")
+        return args, kwargs, str(getattr(queue, "name", queue))
 
     def request(self, message: StepMessage, args: list[Any], kwargs: dict[str, Any], queue: str) -> dict[str, Any]:
         """Return what a worker would have of a step's message, where there is none."""
