@@ -84,6 +84,10 @@ def fingerprint(event: Event) -> str:
     return sha1(encode(event).encode()).hexdigest()[:12]  # noqa: S324 - to compare, not to protect
 
 
+#: Numbers of calls. A process may have several recorders, whose calls must not be taken for one another's.
+_NUMBERS = itertools.count(1)
+
+
 class Recorder:
     """Writes the operations of the process that calls it, after a fork into a file of the child's own."""
 
@@ -99,7 +103,7 @@ class Recorder:
             with self._forking:
                 if self._pid != os.getpid():
                     self._begin()
-        return next(self._numbers)
+        return next(_NUMBERS)
 
     def write(self, call: int, verb: str, phase: Phase, **fields: Any) -> None:
         """Append one line; it is with the kernel when this returns, so a SIGKILL does not lose it."""
@@ -109,7 +113,7 @@ class Recorder:
 
     def _begin(self) -> None:
         self._pid, self._process = os.getpid(), process_name()
-        self._numbers, self._forking = itertools.count(1), threading.Lock()
+        self._forking = threading.Lock()
         name = self._process.replace(":", "_") + SUFFIX
         self._file = os.open(self.directory / name, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
 

@@ -412,3 +412,11 @@ def test_a_takeover_lasts_from_the_kill_to_the_next_claim(honest: Evidence) -> N
     forged = with_operations(honest, [asked, answer, kill, *taken])
 
     assert [round(end - begin, 3) for begin, end in takeovers(forged)] == [3.0]
+
+
+def test_calls_of_two_recorders_of_a_process_are_told_apart(tmp_path: Path) -> None:
+    first, second = Recorder(tmp_path), Recorder(tmp_path)
+    for recorder, workflow in ((first, "a"), (second, "b"), (first, "c")):
+        recorder.write(recorder.call(), "take", Phase.INVOKE, workflow=workflow)
+
+    assert len({op.key for op in read_operations(tmp_path)}) == 3
