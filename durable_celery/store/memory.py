@@ -410,7 +410,7 @@ class MemoryStore(Tables):
             until = now + milliseconds(self.timing.resend_after) - JUST_SENT
             soon = sorted((at, entry) for entry, at in self.agenda.items() if now < at <= until)
             published = [(entry, what) for _, entry in soon if (what := self._published(*entry)) is not None]
-            for entry, what in [*published[:oldest], *published[len(published) - newest :]]:
+            for entry, what in [*published[:oldest], *published[max(0, len(published) - newest) :]]:
                 self.agenda[entry], what.sends = now, 0
 
     def _published(self, kind: str, name: str, number: int) -> Run | OpenStep | None:

@@ -109,7 +109,9 @@ def test_a_run_that_is_delivered_stays_for_its_retention(backend: Backend) -> No
     assert store.get("w") is not None
 
 
-@pytest.mark.parametrize(("oldest", "newest", "found"), [(1, 0, [1]), (0, 1, [3]), (1, 1, [1, 3]), (2, 2, [1, 2, 3])])
+@pytest.mark.parametrize(
+    ("oldest", "newest", "found"), [(1, 0, [1]), (0, 1, [3]), (1, 1, [1, 3]), (2, 2, [1, 2, 3]), (0, 5, [1, 2, 3])]
+)
 def test_as_many_of_the_oldest_and_of_the_newest_as_are_asked_for(
     backend: Backend, oldest: int, newest: int, found: list[int]
 ) -> None:
