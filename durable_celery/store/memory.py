@@ -32,7 +32,6 @@ from durable_celery.events import (
 from durable_celery.store.limits import ATTEMPT_OVER, SILENT, first_passed, story
 from durable_celery.store.memory_tables import PAGE, OpenStep, Run, Tables, key_of, milliseconds, place_of
 from durable_celery.store.protocol import (
-    JUST_SENT,
     Appended,
     Claim,
     Committed,
@@ -52,6 +51,7 @@ from durable_celery.store.protocol import (
     StepState,
     Sweep,
     Turn,
+    hastened,
     hosts_of,
 )
 
@@ -407,11 +407,11 @@ class MemoryStore(Tables):
         """See :meth:`Store.hasten`."""
         with self.lock:
             now = self.clock()
-            until = now + milliseconds(self.timing.resend_after) - JUST_SENT
-            soon = sorted((at, entry) for entry, at in self.agenda.items() if now < at <= until)
-            published = [(entry, what) for _, entry in soon if (what := self._published(*entry)) is not None]
-            for entry, what in [*published[:oldest], *published[max(0, len(published) - newest) :]]:
-                self.agenda[entry], what.sends = now, 0
+            wait = milliseconds(self.timing.resend_after)
+            soon = sorted((at, entry) for entry, at in self.agenda.items() if now < at <= now + wait)
+            published = [(at, entry, what) for at, entry in soon if (what := self._published(*entry)) is not None]
+            for at, entry, what in [*published[:oldest], *published[max(0, len(published) - newest) :]]:
+                self.agenda[entry], what.sends = hastened(at, now, wait), 0
 
     def _published(self, kind: str, name: str, number: int) -> Run | OpenStep | None:
         """Return the run or step of an entry, if its message is out."""

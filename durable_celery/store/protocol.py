@@ -44,7 +44,6 @@ if TYPE_CHECKING:
     from durable_celery.events import Event, Recorded, StepCompleted, StepFailed, StepScheduled
 
 __all__ = [
-    "JUST_SENT",
     "Appended",
     "Claim",
     "Committed",
@@ -67,6 +66,7 @@ __all__ = [
     "Sweep",
     "Timing",
     "Turn",
+    "hastened",
     "hosts_of",
 ]
 
@@ -416,7 +416,13 @@ class RunPage:
 
 
 #: Milliseconds that a message must have been out for `hasten`.
-JUST_SENT = 1000
+_JUST_SENT = 1000
+
+
+def hastened(due_at: int | None, now: int, resend_after: int) -> int:
+    """Return when a message that `hasten` takes falls due, which was published ``resend_after`` before it is."""
+    assert due_at is not None  # noqa: S101 - it was found by it
+    return max(now, min(due_at, due_at - resend_after + _JUST_SENT))
 
 
 def hosts_of(processes: Iterable[str]) -> set[str]:
@@ -607,9 +613,10 @@ class Store(Protocol):
 
         To be called once a worker is known to have died: the oldest ones it may have fetched and not begun, so they lie
         with it, and the newest it may have committed and not published. Nobody can tell these from what still waits in
-        a queue, and a message that comes twice does no harm. They count as never published. Left out are those that
-        were published less than a second ago, or that wait longer than ``resend_after`` to be sent again. In a store of
-        several shards, or of runs and steps apart, the numbers are for each.
+        a queue, and a message that comes twice does no harm. They count as never published. Those that were published
+        less than a second ago fall due when they have been out for a second: they may still be on their way. Left out
+        are those that wait longer than ``resend_after`` to be sent again. In a store of several shards, or of runs and
+        steps apart, the numbers are for each.
         """
         ...
 

@@ -10,7 +10,7 @@ from durable_celery.codec import Codec, failure_of
 from durable_celery.errors import StepTimeoutError
 from durable_celery.events import StepFailed, TimerFired, encode
 from durable_celery.store.limits import ATTEMPT_OVER, SILENT, Limits, first_passed, story
-from durable_celery.store.protocol import JUST_SENT
+from durable_celery.store.protocol import hastened
 from durable_celery.store.sql.rules import (
     LOG,
     TIMER,
@@ -85,17 +85,17 @@ def settle(desk: Desk, until: int, limit: int, *, is_of_runs: bool) -> Settled:
 
 
 def hasten(desk: Desk, *, now: int, limit: int, latest: bool, is_of_runs: bool) -> None:
-    """Let messages that were published, and are to be sent again within ``resend_after``, fall due now."""
+    """Let messages that were published, and are to be sent again within ``resend_after``, fall due."""
     statements = desk.statements
     found = statements.published_runs(latest=latest) if is_of_runs else statements.published_steps(latest=latest)
-    until = now + milliseconds(desk.timing.resend_after) - JUST_SENT
-    for row in desk.ask(found, after=now, until=until, limit=limit):
+    wait = milliseconds(desk.timing.resend_after)
+    for row in desk.ask(found, after=now, until=now + wait, limit=limit):
         run = desk.note_run(row)
         if is_of_runs:
-            arm(desk, run, now, sends=0)
+            arm(desk, run, hastened(run.due_at, now, wait), sends=0)
         else:
             step = desk.note_command(row)
-            step.due_at, step.sends = now, 0
+            step.due_at, step.sends = hastened(step.due_at, now, wait), 0
             desk.put(step)
     desk.write()
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from durable_celery.store.protocol import Store, Turn
+from durable_celery.store.protocol import Turn
 from tests.store.backends import Backend
 from tests.store.moves import (
     begin,
@@ -44,11 +44,28 @@ def test_a_published_run_is_sent_again_at_once_as_if_it_never_was(backend: Backe
     assert [message.sends for message in sweep(store).messages] == [0]
 
 
-def test_what_was_published_just_now_is_left_alone(store: Store) -> None:
+def test_what_was_published_just_now_is_sent_again_after_a_second(backend: Backend) -> None:
+    store = backend.store
     begin(store, step(1))
     store.start(new("other"))
     store.hasten(10)
 
+    assert sweep(store).messages == ()
+    backend.advance(1)
+    found = [message for _ in range(2) for message in sweep(store).messages]
+    assert sorted(type(message).__name__ for message in found) == ["RunMessage", "StepMessage"]
+    assert [message.sends for message in found] == [0, 0]
+
+
+def test_what_was_published_just_now_and_comes_is_not_sent_again(backend: Backend) -> None:
+    store = backend.store
+    begin(store, step(1))
+    store.start(new("other"))
+    store.hasten(10)
+    claim(store, 1)
+    store.take("other", "p1#other", known=0)
+
+    backend.advance(1)
     assert sweep(store).messages == ()
 
 
