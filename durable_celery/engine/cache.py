@@ -9,13 +9,35 @@ may have gone wrong never returns to it.
 from __future__ import annotations
 
 from collections import OrderedDict
+from dataclasses import dataclass
 from threading import get_native_id
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from durable_celery.store.protocol import RunRecord
     from durable_celery.workflow import Execution
 
-__all__ = ["ExecutionCache"]
+__all__ = ["ExecutionCache", "Parked", "Rest"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rest:
+    """Where a run stood when its last turn in this process was over."""
+
+    run: RunRecord
+    #: The turn's.
+    token: int
+    #: The store's clock then, in ms since 1970, and this process's monotonic one, in seconds.
+    now: int
+    since: float
+
+
+@dataclass(frozen=True, slots=True)
+class Parked:
+    """A suspended execution, and where its run stood then, which others may have moved since."""
+
+    execution: Execution
+    rest: Rest
 
 
 class ExecutionCache:
@@ -24,27 +46,27 @@ class ExecutionCache:
     def __init__(self, size: int) -> None:
         """Make an empty cache; a size of 0 keeps nothing, so that each turn replays from the start."""
         self.size = size
-        self._threads: dict[int, OrderedDict[str, Execution]] = {}
+        self._threads: dict[int, OrderedDict[str, Parked]] = {}
 
-    def checkout(self, workflow_id: str) -> Execution | None:
+    def checkout(self, workflow_id: str) -> Parked | None:
         """Take an execution out of this thread's cache."""
         return self._mine().pop(workflow_id, None)
 
-    def put(self, workflow_id: str, execution: Execution) -> None:
+    def put(self, workflow_id: str, parked: Parked) -> None:
         """Keep an execution that stands exactly where the log stands; the least recently used one may be evicted."""
         mine = self._mine()
         if other := mine.pop(workflow_id, None):
             # Two turns of one run met in this thread (greenlets of a pool share it).
-            other.evict()
-        mine[workflow_id] = execution
+            other.execution.evict()
+        mine[workflow_id] = parked
         while len(mine) > self.size:
-            mine.popitem(last=False)[1].evict()
+            mine.popitem(last=False)[1].execution.evict()
 
     def clear(self) -> None:
         """Evict all executions of this thread."""
-        for execution in self._mine().values():
-            execution.evict()
+        for parked in self._mine().values():
+            parked.execution.evict()
         self._mine().clear()
 
-    def _mine(self) -> OrderedDict[str, Execution]:
+    def _mine(self) -> OrderedDict[str, Parked]:
         return self._threads.setdefault(get_native_id(), OrderedDict())

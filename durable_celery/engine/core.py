@@ -16,11 +16,12 @@ from durable_celery.engine.turn import claim_step
 from durable_celery.errors import CodecError, PayloadError, StepLostError
 from durable_celery.events import StepCompleted, StepFailed
 from durable_celery.policy import RetryPolicy, wait_after
-from durable_celery.store.protocol import Claim, Refusal, Refused, RunMessage, StepKey, Sweep
+from durable_celery.store.protocol import Claim, Lease, Refusal, Refused, RunMessage, StepKey, Sweep
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from durable_celery.engine.cache import Parked
     from durable_celery.engine.patience import Patience
     from durable_celery.engine.ports import Dispatcher, Workflows
     from durable_celery.store.protocol import StepMessage, Store
@@ -233,13 +234,20 @@ class Engine(Runs):
 
     def _finish(self, claim: Claim, outcome: StepCompleted | StepFailed, *, go_on: bool = False) -> None:
         workflow_id = claim.key.workflow_id
-        execution = self.cache.checkout(workflow_id) if go_on else None
-        if execution is not None and execution.open_steps > _CROWD and isinstance(outcome, StepCompleted):
-            self.cache.put(workflow_id, execution)
-            execution, go_on = None, False
+        parked = self.cache.checkout(workflow_id) if go_on else None
+        if parked is not None and parked.execution.open_steps > _CROWD and isinstance(outcome, StepCompleted):
+            self.cache.put(workflow_id, parked)
+            parked, go_on = None, False
         owner = self._owner() if go_on else None
-        known = execution.position if execution else 0
+        execution = parked.execution if parked else None
         try:
+            if parked is not None and owner is not None and _is_alone(parked, claim):
+                lease = Lease(workflow_id=workflow_id, token=parked.rest.token + 1, owner=owner)
+                if self._end_and_go_on(claim, outcome, parked, lease):
+                    return
+                # Under another name: what the first may have been given is given back.
+                parked, execution, owner = None, None, self._owner()
+            known = execution.position if execution else 0
             answer = self.patience.persist(
                 lambda: self.store.finish(claim.key, outcome, token=claim.token, take_over=owner, known=known)
             )
@@ -257,8 +265,8 @@ class Engine(Runs):
         if answer.turn is not None:
             self._drive(answer.turn, execution, deliver=False)
             return
-        if execution is not None:
-            self.cache.put(workflow_id, execution)
+        if parked is not None:
+            self.cache.put(workflow_id, parked)
         self.publish([answer.message])
 
     # -- the agenda --------------------------------------------------------------------------------------------------
@@ -279,6 +287,12 @@ class Engine(Runs):
 def _name(message: RunMessage | StepMessage) -> object:
     """Return what a message is about; a newer one about the same takes the place of an older one."""
     return message.workflow_id if isinstance(message, RunMessage) else (message.key, message.cancel)
+
+
+def _is_alone(parked: Parked, claim: Claim) -> bool:
+    """Tell whether a step is the only one that its run's suspended code waits for."""
+    # Code that was left behind, because the run went on in another process, waits for another one.
+    return parked.execution.run == claim.key.run and parked.execution.is_only_step(claim.key.number)
 
 
 def is_at_most_once(claim: Claim) -> bool:

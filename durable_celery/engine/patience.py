@@ -29,17 +29,23 @@ class Patience:
     """Repeats verbs for up to ``seconds``; what is left then is done in a daemon thread when the store answers."""
 
     def __init__(
-        self, seconds: float = 60.0, pause: Callable[[float], None] = time.sleep, *, background: bool = True
+        self,
+        seconds: float = 60.0,
+        pause: Callable[[float], None] = time.sleep,
+        monotonic: Callable[[], float] = time.monotonic,
+        *,
+        background: bool = True,
     ) -> None:
         """Set how long to insist.
 
         Args:
             seconds: how long a verb is repeated before it gives up.
             pause: waits a number of seconds.
+            monotonic: a clock, in seconds, that tells how long something took.
             background: whether a thread works off what waits; else the owner calls :meth:`work_off`, as a simulation
                 does.
         """
-        self.seconds, self.pause, self.background = seconds, pause, background
+        self.seconds, self.pause, self.monotonic, self.background = seconds, pause, monotonic, background
         self._at_work = False
         self._begin()
 

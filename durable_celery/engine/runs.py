@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import logging
 import os
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from durable_celery.codec import HIDDEN, Codec, Place
-from durable_celery.engine.cache import ExecutionCache
+from durable_celery.engine.cache import ExecutionCache, Parked, Rest
 from durable_celery.engine.family import Family, is_for_family
 from durable_celery.engine.limits import HistoryLimits
 from durable_celery.engine.patience import Patience
@@ -27,15 +28,16 @@ from durable_celery.errors import (
     WorkflowCodeError,
     WorkflowNotFoundError,
 )
-from durable_celery.events import RunCancelled, RunCompleted, RunFailed, RunStarted
-from durable_celery.store.protocol import Refusal, RunMessage, StepMessage, Turn
+from durable_celery.events import Recorded, RunCancelled, RunCompleted, RunFailed, RunStarted
+from durable_celery.store.protocol import Finishing, Refusal, RunMessage, StepMessage, Turn
 from durable_celery.workflow import Execution
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from durable_celery.engine.ports import Ahead, Dispatcher, Workflows
-    from durable_celery.store.protocol import Lease, RunRecord, Store
+    from durable_celery.events import StepCompleted, StepFailed
+    from durable_celery.store.protocol import Claim, Lease, RunRecord, Store
     from durable_celery.workflow import Definition
 
 __all__ = ["Runs"]
@@ -80,7 +82,8 @@ class Runs:
             for the caller then: what the run needs stands in the agenda.
         """
         owner = self._owner()
-        execution = self.cache.checkout(workflow_id)
+        parked = self.cache.checkout(workflow_id)
+        execution = parked.execution if parked else None
         known = execution.position if execution else 0
         try:
             answer = self.patience.persist(lambda: self.store.take(workflow_id, owner, known=known))
@@ -92,8 +95,8 @@ class Runs:
             raise
         if isinstance(answer, Turn):
             return self._drive(answer, execution, deliver=True)
-        if execution is not None:
-            self.cache.put(workflow_id, execution)
+        if parked is not None:
+            self.cache.put(workflow_id, parked)
         if answer.reason is Refusal.UNKNOWN:
             _log.warning("a message names workflow %s, which is not in the store; dropped", workflow_id)
         return None
@@ -142,19 +145,12 @@ class Runs:
                 self._discard(execution)
                 return self._ending(turn)
             execution = self._execution(turn, execution)
-            driver = self._drive_to_rest(turn, execution, deliver=deliver)
+            driver = TurnDriver(self.store, execution, turn, self.patience, ahead=self.ahead)
+            self._drive_to_rest(driver, deliver=deliver)
             return self._after(driver, deliver=deliver)
-        except (StaleLeaseError, WorkflowClosedError, WorkflowNotFoundError) as error:
+        except Exception as error:  # noqa: BLE001 - a turn's error is never the run's outcome
             self._discard(execution)
-            _log.info("turn of %s given up: %s", run.workflow_id, error)
-            self._give_back(lease, delay=self._backoff(run))
-        except StoreUnavailableError as error:
-            self._discard(execution)
-            _log.warning("turn of %s given up, the store does not answer: %s", run.workflow_id, error)
-            self._give_back(lease, delay=self._backoff(run))
-        except Exception as error:  # noqa: BLE001 - a turn's error is never the run's outcome; it parks the run, visibly
-            self._discard(execution)
-            self._block(run, lease, error)
+            self._give_up(turn, error)
         except BaseException:
             # To give back may fail as well: the code is ended first, so that garbage collection need not do it.
             self._discard(execution)
@@ -182,22 +178,54 @@ class Runs:
         version = next((item.event.version for item in page[:1] if isinstance(item.event, RunStarted)), 1)
         return self.workflows(run.name, version)
 
-    def _drive_to_rest(self, turn: Turn, execution: Execution, *, deliver: bool) -> TurnDriver:
+    def _end_and_go_on(self, claim: Claim, outcome: StepCompleted | StepFailed, parked: Parked, lease: Lease) -> bool:
+        """Feed an outcome that is not recorded yet, and record it with the first commit of what the code makes of it.
+
+        Spares a call of the store. Workflow code has no effects but what is committed, so it may be fed with what may
+        turn out not to be so; the time of the outcome is one that the store's clock has reached.
+
+        Returns:
+            Whether it is recorded. If not, something else has happened to the run: the execution is of no use.
+
+        Raises:
+            StoreUnavailableError: no answer.
+        """
+        execution, rest = parked.execution, parked.rest
+        at = rest.now + max(0, int(1000 * (self.patience.monotonic() - rest.since)))
+        seq = execution.position + 1
+        run = replace(rest.run, read=execution.position, length=seq, token=lease.token, owner=lease.owner)
+        turn = Turn(lease=lease, run=run, events=(Recorded(seq=seq, at=at, event=outcome),), now=at)
+        finishing = Finishing(key=claim.key, token=claim.token, outcome=outcome, at=at)
+        driver = TurnDriver(self.store, execution, turn, self.patience, ahead=self.ahead, finishing=finishing)
+        try:
+            self._drive_to_rest(driver, deliver=False)
+            self._after(driver, deliver=False)
+        except Exception as error:
+            self._discard(execution)
+            if driver.finishing is None:
+                self._give_up(turn, error)
+                return True
+            if isinstance(error, StoreUnavailableError):
+                raise
+            _log.debug("a turn of %s was assumed wrongly: %s", run.workflow_id, error)
+            return False
+        return True
+
+    def _drive_to_rest(self, driver: TurnDriver, *, deliver: bool) -> None:
         """Feed, commit and publish until nothing is new or the run has ended."""
-        driver = TurnDriver(self.store, execution, turn, self.patience, self.ahead)
         held = True
         while held and not driver.is_over:
             driver.feed()
-            self.limits.check(execution)
-            held = driver.commit(hold=deliver and execution.closed)
+            self.limits.check(driver.execution)
+            held = driver.commit(hold=deliver and driver.execution.closed)
             messages, driver.messages = driver.messages, []
             self.publish(messages)
-        return driver
 
     def _after(self, driver: TurnDriver, *, deliver: bool) -> Ending | None:
         run = driver.turn.run
         if not driver.is_over:
-            self.cache.put(run.workflow_id, driver.execution)
+            rest = Rest(run=run, token=driver.turn.lease.token, now=driver.now, since=self.patience.monotonic())
+            self.cache.put(run.workflow_id, Parked(driver.execution, rest))
             return None
         driver.execution.evict()
         if driver.terminal is None or not deliver:
@@ -220,6 +248,19 @@ class Runs:
         return ending
 
     # -- what goes wrong ---------------------------------------------------------------------------------------------
+
+    def _give_up(self, turn: Turn, error: Exception) -> None:
+        """End a turn that failed: the run is tried again, or parked, visibly."""
+        run, lease = turn.run, turn.lease
+        match error:
+            case StaleLeaseError() | WorkflowClosedError() | WorkflowNotFoundError():
+                _log.info("turn of %s given up: %s", run.workflow_id, error)
+                self._give_back(lease, delay=self._backoff(run))
+            case StoreUnavailableError():
+                _log.warning("turn of %s given up, the store does not answer: %s", run.workflow_id, error)
+                self._give_back(lease, delay=self._backoff(run))
+            case _:
+                self._block(run, lease, error)
 
     def _untake(self, workflow_id: str, owner: str, error: BaseException) -> None:
         """Give back a lease that may have been given, though no answer that could be read came of it."""

@@ -7,7 +7,7 @@ goes wrong, the execution is thrown away and the lease is given back; the log al
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from durable_celery.errors import WorkflowNotFoundError
 from durable_celery.events import (
@@ -23,7 +23,7 @@ from durable_celery.events import (
     TerminalEvent,
     TimerFired,
 )
-from durable_celery.store.protocol import Claim, Refused, RunMessage, StepKey, StepMessage
+from durable_celery.store.protocol import Claim, Finishing, Refused, RunMessage, StepKey, StepMessage
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -79,11 +79,20 @@ class TurnDriver:
     """The state of one turn while it lasts."""
 
     def __init__(
-        self, store: Store, execution: Execution, turn: Turn, patience: Patience, ahead: Ahead | None = None
+        self,
+        store: Store,
+        execution: Execution,
+        turn: Turn,
+        patience: Patience,
+        *,
+        ahead: Ahead | None = None,
+        finishing: Finishing | None = None,
     ) -> None:
         """Join a lease with an execution that stands at or before the lease's events."""
         self.store, self.execution, self.turn, self.patience = store, execution, turn, patience
         self.ahead = ahead
+        #: The outcome that the turn begins with, until a commit has recorded it; only then the lease is given.
+        self.finishing = finishing
         self.now = turn.now
         #: The seq up to which the history is known here, own outputs included.
         self.seen = execution.position
@@ -122,7 +131,8 @@ class TurnDriver:
 
     def _save(self) -> None:
         """Write what was decided before a local step begins, so that a crash repeats that step alone."""
-        if outputs := self.execution.take_outputs():
+        outputs = self.execution.take_outputs()
+        if outputs or self.finishing:
             self._write(outputs, hold=True)
 
     def _step_ahead(self, outputs: Sequence[Event]) -> StepMessage | None:
@@ -136,15 +146,19 @@ class TurnDriver:
         return message if self.ahead.may(message) else None
 
     def _write(self, outputs: Sequence[Event], *, hold: bool, begin: StepMessage | None = None) -> bool:
-        waiting, lease, number = self.execution.waiting, self.turn.lease, begin.key.number if begin else None
+        lease = self.turn.lease
+        options: dict[str, Any] = {"waiting": self.execution.waiting, "hold": hold}
+        if begin is not None:
+            options["begin"] = begin.key.number
+        if self.finishing is not None:
+            options["finishing"] = self.finishing
         try:
-            answer = self.patience.persist(
-                lambda: self.store.commit(lease, outputs, read=self.seen, waiting=waiting, hold=hold, begin=number)
-            )
+            answer = self.patience.persist(lambda: self.store.commit(lease, outputs, read=self.seen, **options))
         except BaseException:
             if begin is not None:
                 unclaim_step(self.store, self.patience, begin.key, lease.owner)
             raise
+        self.finishing = None
         if begin is not None:
             self._begin(begin, is_claimed=answer.begun)
         self.now = answer.now

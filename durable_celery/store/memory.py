@@ -36,6 +36,7 @@ from durable_celery.store.protocol import (
     Claim,
     Committed,
     Finished,
+    Finishing,
     Lease,
     NewRun,
     PendingStep,
@@ -164,16 +165,22 @@ class MemoryStore(Tables):
         waiting: str,
         hold: bool,
         begin: int | None = None,
+        finishing: Finishing | None = None,
     ) -> Committed:
         """See :meth:`Store.commit`."""
+        written, before = ([finishing.outcome, *outputs], read - 1) if finishing else (outputs, read)
         with self.lock:
             run = self.run_table.get(lease.workflow_id)
-            if run is not None and _is_repeated(run, lease, outputs, read):
+            if run is not None and _is_repeated(run, lease, written, before):
                 if _continues(outputs):
                     return self._continued(run)
-                end = run.record.read - len(outputs)
-                events, held = tuple(run.log[read:end][:PAGE]), run.record.owner is not None
+                end = run.record.read - len(written)
+                events, held = tuple(run.log[before:end][:PAGE]), run.record.owner is not None
                 return Committed(events=events, length=run.record.read, held=held, now=self.clock())
+            if run is not None and finishing is not None and self._may_finish(run, lease, finishing, before):
+                self._forget_step(run, place_of(finishing.key))
+                self._append(run, finishing.outcome, finishing.at)
+                self._lease(run, lease.owner, read)
             if run is None or not _may_write(run, lease, outputs, read):
                 raise StaleLeaseError(_stale_story(run, lease, read))
             unseen = tuple(run.log[read:])
@@ -196,6 +203,19 @@ class MemoryStore(Tables):
                 self._give_back(run)
                 self._wake(run)
             return Committed(events=unseen[:PAGE], length=len(run.log), held=held, now=self.clock(), begun=begun)
+
+    def _may_finish(self, run: Run, lease: Lease, finishing: Finishing, read: int) -> bool:
+        """Whether nothing has happened to a run since its last turn, while an attempt was made at a step of it."""
+        record, step = run.record, run.steps.get(place_of(finishing.key))
+        return (
+            (record.token, record.owner) == (lease.token - 1, None)
+            and not record.status.is_closed
+            and record.read == len(run.log) == read
+            and step is not None
+            and (step.state, step.attempt) == (StepState.CLAIMED, finishing.token)
+            and finishing.at <= self.clock()
+            and self._is_alive(lease.owner)
+        )
 
     def _continued(self, run: Run) -> Committed:
         """Return the answer to a commit that began this run; it tells of the one before."""

@@ -161,8 +161,8 @@ class Tables:
 
     # -- histories ---------------------------------------------------------------------------------------------------
 
-    def _append(self, run: Run, event: Event) -> None:
-        run.log.append(Recorded(seq=len(run.log) + 1, at=self.clock(), event=event))
+    def _append(self, run: Run, event: Event, at: int | None = None) -> None:
+        run.log.append(Recorded(seq=len(run.log) + 1, at=self.clock() if at is None else at, event=event))
         run.update(length=len(run.log))
 
     def _follow(self, run: Run, event: Event) -> None:

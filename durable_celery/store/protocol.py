@@ -49,6 +49,7 @@ __all__ = [
     "Committed",
     "Finding",
     "Finished",
+    "Finishing",
     "Lease",
     "NewRun",
     "PendingStep",
@@ -381,6 +382,18 @@ class Finished:
 
 
 @record(frozen=True, slots=True, kw_only=True)
+class Finishing:
+    """The outcome of a step with which a turn begins, to be recorded by the turn's first commit."""
+
+    key: StepKey
+    #: The claim's.
+    token: int
+    outcome: StepCompleted | StepFailed
+    #: When it came about, in ms since 1970, as the code was told; not before what the history ends with.
+    at: int
+
+
+@record(frozen=True, slots=True, kw_only=True)
 class Sweep:
     """What fell due and has to be published. Timers, deadlines and dead owners are settled inside the store."""
 
@@ -487,6 +500,7 @@ class Store(Protocol):
         waiting: str,
         hold: bool,
         begin: int | None = None,
+        finishing: Finishing | None = None,
     ) -> Committed:
         """Append the outputs of a turn, with all that follows from them (worker).
 
@@ -506,6 +520,12 @@ class Store(Protocol):
 
         With ``begin``, the number of a step among the outputs that none of them cancels, the lease's owner has claimed
         that step with this very commit, as by :meth:`claim`, unless its process has expired.
+
+        With ``finishing`` the caller has no lease yet. It has fed an outcome to the code that is not recorded, as event
+        number ``read``, and assumes that nothing else has happened to the run since its last turn, which had the token
+        before the lease's. Then the outcome is recorded and the lease given, as by :meth:`finish` with ``take_over``,
+        and the rest is done, all in one. If the assumption does not hold, if ``at`` is still to come by the store's
+        clock, or if the process has expired, the lease is stale.
 
         A commit that has taken effect and comes again is known by its position and its outputs, and gets its answer
         again. So ``read`` is never less than the length that the last commit of the run returned.

@@ -33,6 +33,7 @@ from durable_celery.store.protocol import (
     Committed,
     Finding,
     Finished,
+    Finishing,
     Lease,
     NewRun,
     Refusal,
@@ -51,6 +52,7 @@ from durable_celery.store.protocol import (
 from durable_celery.store.redis_replies import (
     Head,
     events_of,
+    finishing_words,
     input_kind,
     milliseconds,
     open_steps,
@@ -162,6 +164,7 @@ class RedisStore:
         waiting: str,
         hold: bool,
         begin: int | None = None,
+        finishing: Finishing | None = None,
     ) -> Committed:
         """See :meth:`Store.commit`."""
         done, *answer = self._verb(
@@ -173,6 +176,7 @@ class RedisStore:
             printable(waiting),
             int(hold),
             "" if begin is None else begin,
+            *(finishing_words(finishing) if finishing else ()),
             *output_words(outputs),
         )
         if not done:

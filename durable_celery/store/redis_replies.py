@@ -26,6 +26,7 @@ from durable_celery.events import (
 )
 from durable_celery.store.limits import Limits
 from durable_celery.store.protocol import (
+    Finishing,
     Lease,
     PendingStep,
     RunMessage,
@@ -189,6 +190,11 @@ def input_kind(event: Event) -> str:
             return str(number)
         case _:
             return ""
+
+
+def finishing_words(finishing: Finishing) -> tuple[str | int, ...]:
+    """Return the five words for an outcome that ``commit`` records before the outputs."""
+    return "finish", finishing.key.number, finishing.token, finishing.at, encode(finishing.outcome)
 
 
 def output_words(outputs: Sequence[Event]) -> Iterator[str | int]:

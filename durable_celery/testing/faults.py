@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from durable_celery.dispatch import HEADER
 from durable_celery.errors import StoreUnavailableError
+from durable_celery.store.protocol import StepKey
 from durable_celery.testing.watch import Crash, Kind
 
 if TYPE_CHECKING:
@@ -136,10 +137,11 @@ class Hand:
 
     def _words(self, call: Call) -> str:
         """Say what the worker is about to do, with the task where it is about a step."""
-        words = _VERBS[call.verb]
-        number = getattr(call.args[0], "number", None)
-        if number is None:
+        words, key, more = _VERBS[call.verb], call.args[0], ""
+        if (finishing := call.options.get("finishing")) is not None:
+            words, key, more = _VERBS["finish"], finishing.key, ", and what the workflow decided then"
+        if not isinstance(key, StepKey):
             return words
         log = self.system.calls.log
-        name = next((one.task for one in reversed(log) if one.key == str(call.args[0])), "")
-        return f"{words}: number {number}" + (f", {name}" if name else "")
+        name = next((one.task for one in reversed(log) if one.key == str(key)), "")
+        return f"{words}: number {key.number}" + (f", {name}" if name else "") + more

@@ -72,6 +72,10 @@ class Clock:
         """Return the time."""
         return self.now
 
+    def seconds(self) -> float:
+        """Return the time in seconds."""
+        return self.now / 1000
+
     def advance(self, seconds: float) -> None:
         """Let time pass."""
         self.now += round(seconds * 1000)

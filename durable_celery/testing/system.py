@@ -41,9 +41,9 @@ if TYPE_CHECKING:
     from durable_celery.events import Recorded
     from durable_celery.offsets import Offset
     from durable_celery.relay import Relay
-    from durable_celery.store.protocol import RunRecord, StepKey, Store, Turn
+    from durable_celery.store.protocol import RunRecord, StepKey, Store
     from durable_celery.testing.watch import Watch
-    from durable_celery.workflow import Execution, WorkflowContext
+    from durable_celery.workflow import WorkflowContext
 
 __all__ = ["NothingLeftError", "System", "plain_app"]
 
@@ -394,7 +394,7 @@ class _CheckedEngine(Engine):
             codec=binding.codec,
             cache_size=0 if system.cold else _WARM,
             lost_attempts=binding.settings.lost_attempts,
-            patience=Patience(30.0, system.clock.advance, background=False),
+            patience=Patience(30.0, system.clock.advance, system.clock.seconds, background=False),
         )
         self._system = system
 
@@ -402,16 +402,15 @@ class _CheckedEngine(Engine):
         """See :meth:`Engine.incarnation`; another environment may have the same id at the same time."""
         return f"{super().incarnation(key)}-{self._system.id}"
 
-    def _drive_to_rest(self, turn: Turn, execution: Execution, *, deliver: bool) -> TurnDriver:
-        driver = super()._drive_to_rest(turn, execution, deliver=deliver)
+    def _drive_to_rest(self, driver: TurnDriver, *, deliver: bool) -> None:
+        super()._drive_to_rest(driver, deliver=deliver)
         if driver.is_over and self._system.cold:
-            run = turn.run
+            run = driver.turn.run
             try:
                 history = self._system.history(run.workflow_id, run.run)
                 replay(driver.execution.definition, run.workflow_id, history, self.codec, run=run.run).evict()
             except NonDeterminismError as error:
                 self._system.errors.append(error)
-        return driver
 
     def _block(self, run: RunRecord, lease: Any, error: Exception) -> None:
         self._system.errors.append(error)

@@ -6,14 +6,14 @@ Nothing here looks into a store. What is noted of the calls (claims, tokens) is 
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import partial
 from typing import Any, Protocol
 
 from durable_celery.errors import StaleLeaseError, StoreUnavailableError
-from durable_celery.store.protocol import Claim, Committed, Finished, Lease, Refused, StepKey, Turn
+from durable_celery.store.protocol import Claim, Committed, Finished, Finishing, Lease, Refused, StepKey, Turn
 
 __all__ = ["At", "Call", "Caller", "Crash", "Fault", "Hook", "Kind", "Watch", "WatchedStore"]
 
@@ -45,6 +45,7 @@ class Call:
     caller: Caller
     verb: str
     args: tuple[Any, ...]
+    options: Mapping[str, Any]
 
     def __str__(self) -> str:
         return f"{self.number} {self.caller.name} {self.verb} {self.args!r:.150}"
@@ -84,7 +85,7 @@ class Watch:
         #: Which run of a workflow a lease was for, by the lease's token.
         self._runs: dict[tuple[str, int], int] = {}
 
-    def begin(self, caller: Caller, verb: str, args: tuple[Any, ...]) -> Call:
+    def begin(self, caller: Caller, verb: str, args: tuple[Any, ...], options: Mapping[str, Any]) -> Call:
         """Count a call.
 
         Raises:
@@ -93,7 +94,7 @@ class Watch:
         if not caller.is_alive:
             raise Crash
         self.count += 1
-        call = Call(self.count, caller, verb, args)
+        call = Call(self.count, caller, verb, args, options)
         self.calls.append(call)
         return call
 
@@ -112,6 +113,15 @@ class Watch:
         if isinstance(turn, Turn):
             self._newest[turn.lease.workflow_id] = turn.lease.token
             self._runs[turn.lease.workflow_id, turn.lease.token] = turn.run.run
+
+    def note_finishing(self, call: Call, lease: Lease, finishing: Finishing) -> None:
+        """Look at the token of an outcome that was recorded with a commit, and note that of the lease."""
+        self._check_token(call, str(finishing.key), finishing.token)
+        before = self._newest[lease.workflow_id]
+        if before not in {lease.token - 1, lease.token}:
+            self.stale_writes.append(f"call {call.number}: {lease.workflow_id} has {lease.token} after {before}")
+        self._newest[lease.workflow_id] = lease.token
+        self._runs[lease.workflow_id, lease.token] = finishing.key.run
 
     def note_begun(self, lease: Lease, number: int) -> None:
         """Note the token of a step that began with its commit."""
@@ -158,7 +168,7 @@ class WatchedStore:
 
     def _call(self, verb: str, perform: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         watch = self._watch
-        call = watch.begin(self._caller, verb, args)
+        call = watch.begin(self._caller, verb, args, kwargs)
         if watch.hooks:
             for hook in tuple(watch.hooks):
                 hook.before(call)
@@ -168,6 +178,8 @@ class WatchedStore:
             watch.refusals["stale commit"] += 1
             raise
         if verb in _FENCED:
+            if (finishing := kwargs.get("finishing")) is not None:
+                watch.note_finishing(call, args[0], finishing)
             watch.note_write(call, kwargs.get("token"), answer)
             watch.note(answer)
             if isinstance(answer, Committed) and answer.begun:

@@ -84,7 +84,7 @@ class Process:
             codec=world.codec,
             cache_size=world.cache_size,
             lost_attempts=world.lost_attempts,
-            patience=Patience(world.patience, world.clock.advance, background=False),
+            patience=Patience(world.patience, world.clock.advance, world.clock.seconds, background=False),
         )
         self.engine.ahead = self
         #: The step that it executes next, without a message.

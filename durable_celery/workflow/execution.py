@@ -115,6 +115,10 @@ class Execution:
         """How many steps had no outcome yet at :attr:`position`."""
         return self._machine.open_steps
 
+    def is_only_step(self, number: int) -> bool:
+        """Tell whether a step was the only one that had no outcome yet at :attr:`position`."""
+        return self._machine.is_only_step(number)
+
     @property
     def old_sides(self) -> Sequence[tuple[int, int]]:
         """Where ``patched`` gave the old side: seq of the input, number of the command that came next.

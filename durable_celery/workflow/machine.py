@@ -393,6 +393,10 @@ class Machine:
         """How many steps are waited for, or could be."""
         return len(self._steps)
 
+    def is_only_step(self, number: int) -> bool:
+        """Tell whether a step is the only one that is waited for, or could be."""
+        return len(self._steps) == 1 and number in self._steps
+
     # For people.
 
     def waiting(self) -> str:

@@ -75,5 +75,5 @@ def _fault_each_call(program: Program, kind: Kind, patience: float, more: int, *
         assert {name: world.outcome(name) for name in expected} == expected, f"{fault.number}\n{world.story()}"
         check_at_rest(world)
         if not fault.is_spent:
-            assert number > 10
+            assert number > 6
             return

@@ -169,10 +169,12 @@ def test_duplicate_message_of_a_running_step_is_dropped() -> None:
     one_step(world)
     world.deliver()
     message = world.broker[0]
-    world.watch.hooks.append(At("finish", lambda: world.processes[1].handle(message)))
+    outcome = At("finish", lambda: world.processes[1].handle(message))
+    world.watch.hooks.append(outcome)
 
     world.run()
 
+    assert outcome.is_spent
     assert world.executions[str(STEP)] == 1
     assert world.outcome() == (RunStatus.COMPLETED, 2)
     check_at_rest(world)
@@ -194,8 +196,9 @@ def test_duplicate_message_of_a_finished_step_only_wakes_again() -> None:
     check_at_rest(world)
 
 
-def test_outcome_of_a_zombie_is_refused_after_its_step_was_claimed_again() -> None:
-    world = World()
+@pytest.mark.parametrize(("cache_size", "verb"), [(100, "commit"), (0, "finish")], ids=["with what follows", "alone"])
+def test_outcome_of_a_zombie_is_refused_after_its_step_was_claimed_again(cache_size: int, verb: str) -> None:
+    world = World(cache_size=cache_size)
     results = iter([10, 20])
     slow = world.task(lambda: next(results), "slow")
     world.start(world.flow(lambda ctx: ctx.step(slow), "main"))
@@ -207,7 +210,7 @@ def test_outcome_of_a_zombie_is_refused_after_its_step_was_claimed_again() -> No
         world.clock.advance(11)
         heir.handle(message)
 
-    world.watch.hooks.append(At("finish", freeze, when=lambda call: call.caller is zombie))
+    world.watch.hooks.append(At(verb, freeze, when=lambda call: call.caller is zombie))
     zombie.handle(message)
     world.run()
 
@@ -995,15 +998,16 @@ def test_cancelled_step_is_not_executed() -> None:
     check_at_rest(world)
 
 
-def test_revoked_step_fails_once_whoever_executes_it() -> None:
-    world = World()
+@pytest.mark.parametrize(("cache_size", "verb"), [(100, "commit"), (0, "finish")], ids=["with what follows", "alone"])
+def test_revoked_step_fails_once_whoever_executes_it(cache_size: int, verb: str) -> None:
+    world = World(cache_size=cache_size)
     one_step(world)
     world.deliver()
     engine = world.processes[1].engine
     answers: list[bool] = []
     world.watch.hooks.append(
         At(
-            "finish",
+            verb,
             lambda: answers.extend([engine.revoke_step(STEP, WorkflowCancelled("no")) for _ in range(2)]),
             when=lambda call: call.caller is world.processes[0],
         )

@@ -73,9 +73,9 @@ _LEAKS = (
     Mutant(
         "a turn that cannot commit keeps its lease",
         "rule 7, I5",
-        Runs._drive,
+        Runs._give_up,
         'the store does not answer: %s", run.workflow_id, error)\n'
-        "            self._give_back(lease, delay=self._backoff(run))\n",
+        "                self._give_back(lease, delay=self._backoff(run))\n",
         'the store does not answer: %s", run.workflow_id, error)\n',
     ),
     Mutant(
@@ -97,6 +97,13 @@ _LEAKS = (
         TurnDriver._begin,
         "        if not is_claimed:\n            claim = claim_step(self.store, self.patience, key, owner)\n",
         "",
+    ),
+    Mutant(
+        "an outcome that was refused with its turn is forgotten",
+        "rule 6, I5",
+        Runs._end_and_go_on,
+        "            return False\n",
+        "            return True\n",
     ),
     Mutant(
         "an outcome that could not be recorded is forgotten",

@@ -34,6 +34,12 @@ OF_THE_LUA: tuple[LuaMutant, ...] = (
         "local held = hold",
     ),
     LuaMutant(
+        "an outcome comes with a commit whatever came meanwhile",
+        "rule 3, I8",
+        "if read ~= run.read or read ~= length_of(id) or tonumber(ARGV[FIRST + 3]) > NOW",
+        "if tonumber(ARGV[FIRST + 3]) > NOW",
+    ),
+    LuaMutant(
         "a wake-up has no agenda entry",
         "rule 1, I6",
         "  if not is_woken then arm(id, NOW + wait_after(0), 1) end\n",

@@ -94,6 +94,16 @@ _FENCES = (
     ),
 )
 
+_FINISHING = (
+    Mutant(
+        "an outcome comes with a commit whatever came meanwhile",
+        "rule 3, I8",
+        MemoryStore._may_finish,
+        "record.read == len(run.log) == read",
+        "True",
+    ),
+)
+
 _WAKE_UPS = (
     Mutant("a turn does not clear the wake mark", "rule 4, I6", Tables._lease, "            run.woken = False\n"),
     Mutant(
@@ -392,4 +402,4 @@ _RUNS = (
 )
 
 #: All of them.
-OF_THE_STORE: tuple[Mutant, ...] = (*_FENCES, *_WAKE_UPS, *_AGENDA, *_STEPS, *_OWNERS, *_RUNS)
+OF_THE_STORE: tuple[Mutant, ...] = (*_FENCES, *_FINISHING, *_WAKE_UPS, *_AGENDA, *_STEPS, *_OWNERS, *_RUNS)

@@ -20,7 +20,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from durable_celery.errors import DurableError
 from durable_celery.events import CARRIED, CancelRequested, Event, StepFailed
 from durable_celery.policy import RetryPolicy
-from durable_celery.store.protocol import Claim, Committed, Lease, RunRecord, Store, Timing, Turn
+from durable_celery.store.protocol import Claim, Committed, Finishing, Lease, RunRecord, Store, Timing, Turn
 from tests.databases import Database
 from tests.servers import RedisServer
 from tests.store.backends import Backend, MemoryBackend, RedisBackend, SqlBackend, server_client
@@ -207,6 +207,30 @@ class TwoStores(RuleBasedStateMachine):
         done = self.both(lambda store: store.finish(begun.key, outcome, token=begun.token, take_over=taker, known=1))
         if done.turn:
             self.leases[begun.key.workflow_id] = done.turn.lease, done.turn.run.length
+
+    @precondition(lambda self: self.claims)
+    @rule(
+        data=st.data(),
+        process=processes,
+        kinds=st.sampled_from([[], ["step"], ["end"]]),
+        off=st.sampled_from([0, 0, 1]),
+    )
+    def finish_with_a_turn(self, data: st.DataObject, process: str, kinds: list[str], off: int) -> None:
+        begun = data.draw(st.sampled_from(self.claims))
+        name, number, owner = begun.key.workflow_id, begun.key.number, self.owner(process)
+        found = self.record(name)
+        if found is None:
+            return
+        lease = Lease(workflow_id=name, token=found.token + 1 + off, owner=owner)
+        outputs = [self._output(name, kind, None) for kind in kinds]
+
+        def act(store: Store) -> Committed:
+            at = store.history(name, after=max(0, found.read - 1), limit=1)[0].at
+            finishing = Finishing(key=begun.key, token=begun.token, outcome=result(number), at=at)
+            read, begin = found.read + 1, outputs[0].number if kinds == ["step"] else None  # type: ignore[attr-defined]
+            return store.commit(lease, outputs, read=read, waiting="x", hold=False, begin=begin, finishing=finishing)
+
+        self.both(act)
 
     @precondition(lambda self: self.claims)
     @rule(data=st.data(), progress=st.sampled_from(["", "1", '"two"']), is_own=st.booleans())

@@ -93,7 +93,7 @@ def empty() -> None:
 def test_an_idempotent_workflow_passes() -> None:
     report = crash_everywhere(careful, "o-1", 100, effects=keyed)
 
-    assert report.faults > 90
+    assert report.faults > 70
     assert report.struck == report.faults
     assert report.runs == report.faults + 2
     assert report.executed_again[f"{__name__}.pay_by_key"] >= 5
@@ -113,6 +113,7 @@ def test_an_effect_without_a_key_is_found_and_told() -> None:
     story = str(caught.value)
     assert story.startswith(f"{__name__}.blind('o-1', 100) is not the same with a fault (run ")
     assert "the fault   the worker dies before it records the outcome of a step: number 2, " in story
+    assert ", and what the workflow decided then\n" in story
     assert "  clean   [('o-1', 100)]\n  here    [('o-1', 100), ('o-1', 100)]" in story
     assert f"{__name__}.pay_blindly was executed 2 times under one key, crash-everywhere/1.2." in story
     assert "make its effect depend on current_step().key" in story
@@ -198,7 +199,7 @@ def test_a_limit_spreads_the_faults() -> None:
     report = crash_everywhere(careful, "o-1", 100, limit=20)
 
     assert report.runs <= 22
-    assert report.faults > 90
+    assert report.faults > 70
 
 
 def test_the_faults_are_every_kind_at_every_place() -> None:

@@ -3,7 +3,8 @@
 --       five for each output: what follows, number, two more, text of the event.
 --       What follows: 'step' and 'child' (JSON of the limits or ''), 'timer' (due),
 --       'cancel' (target), 'close' (status), 'continue' (names of the kinds of inputs that go along), '' (nothing).
---       'close' and 'continue' end a run, so they come last.
+--       'close' and 'continue' end a run, so they come last. Before all others may come the outcome of a step, which is
+--       an input and recorded here, with the lease that it takes: 'finish' (the claim's token, when).
 -- Returns: {1, events between read and the outputs, length, held (0, 1), now, begun (0, 1)};
 --       or, if stale, {0, newest token, owner, read}.
 
@@ -11,6 +12,9 @@ local id, token, owner, read = ARGV[2], tonumber(ARGV[3]), ARGV[4], tonumber(ARG
 local waiting, hold, FIRST, WIDTH = ARGV[6], ARGV[7] == '1', 9, 5
 local count = (#ARGV - FIRST + 1) / WIDTH
 local run = run_of(id)
+local is_finishing = ARGV[FIRST] == 'finish'
+-- What is written here begins with the outcome.
+if is_finishing then read = read - 1 end
 local is_continuing = count > 0 and ARGV[#ARGV - WIDTH + 1] == 'continue'
 
 -- A commit that has taken effect and comes again (its reply was lost): its outputs are the last that were committed.
@@ -35,7 +39,17 @@ if run and is_repeated() then
   if is_continuing then return { 1, {}, redis.call('LLEN', log_key(id, newest(id) - 1)) - 1, 0, NOW, 0 } end
   return { 1, page(id, read, run.read - count), run.read, run.owner and 1 or 0, NOW, 0 }
 end
+
+-- Whether nothing has happened to the run since its last turn, while an attempt was made at a step of it.
+local function may_finish()
+  if is_closed(run) or run.owner or run.token ~= token - 1 then return false end
+  if read ~= run.read or read ~= length_of(id) or tonumber(ARGV[FIRST + 3]) > NOW then return false end
+  local step = step_of(id, place_of(newest(id), ARGV[FIRST + 1]))
+  return step and step.state == 'claimed' and step.attempt == tonumber(ARGV[FIRST + 2]) and is_alive(owner)
+end
+
 local is_current = run and run.token == token and run.owner == owner
+if run and is_finishing then is_current = may_finish() end
 if not is_current or (count > 0 and (is_closed(run) or read < (run.read or 0))) then
   return { 0, run and run.token or 0, run and run.owner or '', run and run.read or 0 }
 end
@@ -55,6 +69,11 @@ local function open_step(place, seq, limits, child)
     put_step(id, place, step)
     redis.call('ZADD', AGENDA, NOW + wait_after(0), step_member(id, place))
   end
+end
+
+function follow.finish(place)
+  forget_step(id, place, step_of(id, place))
+  grant(id, owner)
 end
 
 function follow.step(place, seq, limits) open_step(place, seq, limits) end
@@ -140,7 +159,7 @@ end
 
 for index = FIRST, #ARGV, WIDTH do
   local number, text = ARGV[index + 1], ARGV[index + 4]
-  local seq = append(id, text)
+  local seq = append(id, text, ARGV[index] == 'finish' and ARGV[index + 3])
   run.last = math.max(run.last or 0, tonumber(number))
   local place = place_of(execution, number)
   if ARGV[index] ~= '' then follow[ARGV[index]](place, seq, ARGV[index + 2], ARGV[index + 3], text) end

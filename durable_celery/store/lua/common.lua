@@ -85,7 +85,9 @@ end
 
 local function length_of(id) return redis.call('LLEN', log_key(id)) - 1 end
 
-local function append(id, text) return redis.call('RPUSH', log_key(id), string.format('%.0f %s', NOW, text)) - 1 end
+local function append(id, text, at)
+  return redis.call('RPUSH', log_key(id), string.format('%.0f %s', at or NOW, text)) - 1
+end
 
 -- Events after seq `after`, at most a page, none after seq `last`.
 local function page(id, after, last)

@@ -211,8 +211,8 @@ class Desk:
         """Tell whether the run is being deleted."""
         return run.workflow_id in self._deleted
 
-    def append(self, run: RunRow, text: str) -> Recorded:
-        """Add an event, as :func:`durable_celery.events.encode` has it, to the end of a run's history."""
+    def append(self, run: RunRow, text: str, at: int | None = None) -> Recorded:
+        """Add an event, as :func:`durable_celery.events.encode` has it, to the end of a run's history; now, or then."""
         header, separator, payload = text.partition("\n")
         run.length += 1
         self.touch(run)
@@ -220,7 +220,7 @@ class Desk:
             workflow_id=run.workflow_id,
             run=run.run,
             seq=run.length,
-            at=self.now,
+            at=self.now if at is None else at,
             header=header,
             payload=payload if separator else None,
         )

@@ -23,12 +23,22 @@ from durable_celery.events import (
     TimerFired,
     encode,
 )
-from durable_celery.store.protocol import Appended, Committed, Lease, NewRun, RunStatus, Started, Turn
+from durable_celery.store.protocol import (
+    Appended,
+    Committed,
+    Finishing,
+    Lease,
+    NewRun,
+    RunStatus,
+    Started,
+    StepState,
+    Turn,
+)
 from durable_celery.store.sql import rules
 from durable_celery.store.sql.continuing import continue_run, ends_with, length_before
 from durable_celery.store.sql.desk import PAGE
 from durable_celery.store.sql.rules import TIMER, milliseconds, run_message, storable, wake
-from durable_celery.store.sql.tables import RunRow, process_of
+from durable_celery.store.sql.tables import CommandRow, RunRow, process_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -139,26 +149,27 @@ def commit(
     waiting: str,
     hold: bool,
     begin: int | None = None,
+    finishing: Finishing | None = None,
 ) -> Committed:
     """See :meth:`Store.commit`."""
-    run, _ = desk.lock(lease.workflow_id)
-    end = outputs[-1] if outputs and isinstance(outputs[-1], RunContinued) else None
-    if run is not None and end is not None and (length := length_before(desk, run, lease, outputs, read)):
-        return Committed(events=(), length=length, held=False, now=desk.now)
-    if run is not None and end is None and _is_repeated(desk, run, lease, outputs, read):
-        page = desk.events((run.workflow_id, run.run, read, run.read_to - len(outputs)))
-        return Committed(events=page, length=run.read_to, held=run.owner is not None, now=desk.now)
-    if run is None or not _may_write(run, lease, outputs, read):
+    written, before = ([finishing.outcome, *outputs], read - 1) if finishing else (outputs, read)
+    locked = desk.lock_command(finishing.key, mine=lease.owner) if finishing else desk.lock(lease.workflow_id)
+    run = locked[0]
+    if run is not None and (answer := _repeated(desk, run, lease, written, before)):
+        return answer
+    step = _step_to_finish(desk, run, lease, finishing, before) if run and finishing else None
+    if run is None or not (step or _may_write(run, lease, outputs, read)):
         raise StaleLeaseError(_stale_story(run, lease, read))
-    base, carried = run.length, dict[int, str]()
-    if end is not None:
-        carried = desk.read_carried(run, kept=end.kept, after=read, last=base)
-    elif any(isinstance(event, _ENDS | CommandCancelled) for event in outputs):
-        desk.read_commands(run.workflow_id)
+    end, carried = outputs[-1] if outputs else None, _read(desk, run, outputs, read)
+    if finishing is not None and step is not None:
+        rules.forget_step(desk, run, step)
+        desk.append(run, encode(finishing.outcome), finishing.at)
+        rules.grant(desk, run, lease.owner)
+    base = run.length
     for event in outputs:
         desk.append(run, encode(event))
         rules.follow(desk, run, event)
-    if end is not None:
+    if isinstance(end, RunContinued):
         length = run.length
         continue_run(desk, run, end, read, carried)
         desk.write()
@@ -177,6 +188,16 @@ def commit(
     return Committed(events=events, length=run.length, held=held, now=desk.now, begun=begun)
 
 
+def _read(desk: Desk, run: RunRow, outputs: Sequence[Event], read: int) -> dict[int, str]:
+    """Read the commands that the outputs touch; return what goes along into the next run, by seq."""
+    end = outputs[-1] if outputs else None
+    if isinstance(end, RunContinued):
+        return desk.read_carried(run, kept=end.kept, after=read, last=run.length)
+    if any(isinstance(event, _ENDS | CommandCancelled) for event in outputs):
+        desk.read_commands(run.workflow_id)
+    return {}
+
+
 def _begin(desk: Desk, run: RunRow, owner: str, number: int | None) -> bool:
     """Begin a step that was just scheduled, unless there is none, or the process has expired; tell whether it was."""
     if number is None or not desk.is_alive(process_of(owner)):
@@ -185,11 +206,32 @@ def _begin(desk: Desk, run: RunRow, owner: str, number: int | None) -> bool:
     return True
 
 
-def _is_repeated(desk: Desk, run: RunRow, lease: Lease, outputs: Sequence[Event], read: int) -> bool:
-    """Whether this commit has taken effect and comes again: its outputs are the last that were committed."""
-    if not outputs or run.token != lease.token or run.owner not in {None, lease.owner}:
-        return False
-    return read <= run.read_to - len(outputs) and ends_with(desk, run, run.run, run.read_to, outputs)
+def _repeated(desk: Desk, run: RunRow, lease: Lease, written: Sequence[Event], before: int) -> Committed | None:
+    """Return the answer to a commit that has taken effect and comes again: what it wrote is the last that was."""
+    if written and isinstance(written[-1], RunContinued):
+        length = length_before(desk, run, lease, written, before)
+        return Committed(events=(), length=length, held=False, now=desk.now) if length else None
+    if not written or run.token != lease.token or run.owner not in {None, lease.owner}:
+        return None
+    end = run.read_to - len(written)
+    if before > end or not ends_with(desk, run, run.run, run.read_to, written):
+        return None
+    page = desk.events((run.workflow_id, run.run, before, end))
+    return Committed(events=page, length=run.read_to, held=run.owner is not None, now=desk.now)
+
+
+def _step_to_finish(desk: Desk, run: RunRow, lease: Lease, finishing: Finishing, read: int) -> CommandRow | None:
+    """Return the step that a commit finishes, if nothing else has happened to the run since its last turn."""
+    step = desk.commands.get((run.workflow_id, finishing.key.run, finishing.key.number))
+    is_as_it_was = (
+        (run.token, run.owner) == (lease.token - 1, None)
+        and not rules.is_closed(run)
+        and run.read_to == run.length == read
+        and finishing.at <= desk.now
+        and desk.is_alive(process_of(lease.owner))
+    )
+    is_claimed = step is not None and (step.state, step.attempt) == (StepState.CLAIMED, finishing.token)
+    return step if is_as_it_was and is_claimed else None
 
 
 def _may_write(run: RunRow, lease: Lease, outputs: Sequence[Event], read: int) -> bool:

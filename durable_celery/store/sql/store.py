@@ -23,6 +23,7 @@ from durable_celery.store.protocol import (
     Committed,
     Finding,
     Finished,
+    Finishing,
     Lease,
     NewRun,
     PendingStep,
@@ -155,10 +156,13 @@ class SqlStore:
         waiting: str,
         hold: bool,
         begin: int | None = None,
+        finishing: Finishing | None = None,
     ) -> Committed:
         """See :meth:`Store.commit`."""
         return self._server.transact(
-            lambda desk: runs.commit(desk, lease, outputs, read=read, waiting=waiting, hold=hold, begin=begin),
+            lambda desk: runs.commit(
+                desk, lease, outputs, read=read, waiting=waiting, hold=hold, begin=begin, finishing=finishing
+            ),
         )
 
     def release(self, workflow_id: str, owner: str, *, delay: float, reason: str = "") -> None:
