@@ -1,11 +1,17 @@
-"""Run-ahead: the only step that a turn has scheduled is executed at once in the same process, without a message.
+"""What a process does at once, without a message: deliver the end of a run that its step has ended, and run ahead.
 
-The commit that schedules it claims it as well. It runs when the task that took the turn is over, under Celery's own
-tracer, so that signals, retries, handlers and ``self.request`` are as ever; its outcome goes into the log as ever, and
-the next turn may run ahead again. A time slice bounds the whole: then the next step gets a message, and all others
-their turn. What a crash interrupts is found by its owner's death, as with any claimed step.
+Both wait until the task that is running is over, and happen under Celery's own tracer, so that signals, retries,
+handlers and ``self.request`` are as ever.
 
-A step gets a message wherever the message would matter: see :meth:`RunAhead.may`.
+*The end.* A step whose outcome ends its run would publish one more message, only to fire the run's callbacks and store
+its result. It stands in the agenda as ever: whatever becomes of this process, it is delivered.
+
+*Run-ahead.* The only step that a turn has scheduled is executed in the same process. The commit that schedules it
+claims it as well; its outcome goes into the log as ever, and the next turn may run ahead again. A time slice bounds the
+whole: then the next step gets a message, and all others their turn. What a crash interrupts is found by its owner's
+death, as with any claimed step.
+
+There is a message wherever a message would matter: see :meth:`RunAhead.may` and :meth:`RunAhead.deliver`.
 """
 
 from __future__ import annotations
@@ -19,11 +25,13 @@ from celery import current_task, signals
 from celery.app.task import Task
 from celery.utils.saferepr import saferepr
 
+from durable_celery.dispatch import HEADER, took
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from durable_celery.app import Binding
-    from durable_celery.store.protocol import Claim, StepMessage
+    from durable_celery.store.protocol import Claim, RunMessage, StepMessage
 
 __all__ = ["CLAIM", "Begun", "RunAhead"]
 
@@ -32,6 +40,8 @@ _log = logging.getLogger(__name__)
 _NEED_A_MESSAGE = frozenset({"attempt_timeout", "priority", "message"})
 #: Name of the request's entry with the claim; a message from outside cannot hold one.
 CLAIM = "durable_claim"
+#: What the worker's main process does with a message of a task that nobody has told otherwise.
+_REQUESTS = frozenset({Task.Request, "durable_celery.request:RunRequest"})
 _EVENTS = {"SUCCESS": "task-succeeded", "RETRY": "task-retried", "FAILURE": "task-failed", "REJECTED": "task-rejected"}
 
 
@@ -53,6 +63,8 @@ class RunAhead(threading.local):
     def __init__(self, binding: Binding, time_slice: float) -> None:
         self.binding, self.time_slice = binding, time_slice
         self._next: tuple[StepMessage, Claim] | None = None
+        #: The request of a run whose end is to be delivered.
+        self._end: dict[str, Any] | None = None
         #: Arguments and queue of the step that was last allowed.
         self._call: tuple[list[Any], dict[str, Any], str] = [], {}, ""
         #: When the slice is over, on the monotonic clock; None between two slices.
@@ -66,15 +78,14 @@ class RunAhead(threading.local):
         limit or a priority, where its class publishes in a way of its own, and where somebody listens to what is
         published; and where the slice is over.
         """
-        if self._next is not None or (self._until is not None and time.monotonic() >= self._until):
+        if self._next is not None or not self.time_slice or (self._until and time.monotonic() >= self._until):
             return False
         task: Any = self.binding.app.tasks.get(message.scheduled.task)
         return (
             task is not None
             and not _is_limited(current_task)
             and not _NEED_A_MESSAGE.intersection(message.scheduled.options or ())
-            and not signals.before_task_publish.receivers
-            and not signals.after_task_publish.receivers
+            and not _is_publishing_watched()
             and _is_plain(task)
             and self._is_consumed(message)
         )
@@ -85,19 +96,49 @@ class RunAhead(threading.local):
         if self._until is None:
             self._until = time.monotonic() + self.time_slice
 
+    def deliver(self, message: RunMessage) -> bool:
+        """Deliver the end of a run as soon as the task that is running has ended; False if that needs a message.
+
+        It does where the queue of the run is not consumed here, where the run has a time limit, where its class has a
+        ``Request`` of its own, and where somebody listens to what is published.
+        """
+        task: Any = self.binding.app.tasks.get(message.name)
+        if (
+            self._end is not None
+            or task is None
+            or _is_limited(current_task)
+            or _is_publishing_watched()
+            or any((task.time_limit, task.soft_time_limit))
+            or task.Request not in _REQUESTS
+        ):
+            return False
+        try:
+            request = self.binding.dispatcher.run_request(message)
+        except Exception:  # noqa: BLE001 - a user's router or serializer: who publishes the message tells of it
+            return False
+        queue = request["delivery_info"]["routing_key"]
+        if any(request["timelimit"]) or queue not in self.binding.app.amqp.queues.consume_from:
+            return False
+        self._end = request
+        return True
+
     def work(self, **__: Any) -> None:
         """Execute what was taken, and what follows from it (receiver of ``task_postrun``)."""
-        if self._is_working or self._next is None:
+        if self._is_working or (self._next is None and self._end is None):
             # The step that runs ahead has ended: what follows is done by the loop below, and not in here.
             return
         self._is_working = True
         hostname = current_task.request.hostname if current_task else None
         try:
-            while self._next is not None:
-                (message, claim), self._next = self._next, None
-                self._execute(message, Begun(claim), hostname)
+            while self._next is not None or self._end is not None:
+                if self._end is not None:
+                    request, self._end = self._end, None
+                    self._deliver(request, hostname)
+                elif self._next is not None:
+                    (message, claim), self._next = self._next, None
+                    self._execute(message, Begun(claim), hostname)
         finally:
-            self._is_working, self._until = False, None
+            self._is_working, self._until, self._end = False, None, None
             if self._next is not None:
                 (_, claim), self._next = self._next, None
                 self._give_back(claim)
@@ -108,15 +149,11 @@ class RunAhead(threading.local):
         try:
             args, kwargs, queue = self._call
             request = {**dispatcher.request(message, args, kwargs, queue), CLAIM: begun, "hostname": hostname}
-            tell = self._teller(request, hostname)
+            kin = {"root_id": request["root_id"], "parent_id": request["parent_id"], "retries": 0}
+            tell = self._teller(hostname, uuid=key, **kin)
             tell("task-received", name=task.name, args=request["argsrepr"], kwargs=request["kwargsrepr"])
             tell("task-started")
-            retval, info, runtime, text = task.__trace__(key, args, kwargs, request)
-            if info is None:
-                tell("task-succeeded", result=text, runtime=runtime)
-            elif info.state in _EVENTS:
-                error = {"exception": saferepr(info.retval), "traceback": str(getattr(retval, "traceback", ""))}
-                tell(_EVENTS[info.state], **error)
+            _trace(task, request, (args, kwargs), tell)
         finally:
             if not begun.is_taken:
                 self._give_back(begun.claim)
@@ -127,11 +164,17 @@ class RunAhead(threading.local):
             lambda: engine.store.postpone(claim.key, claim.owner, delay=0.0, error="it could not run ahead"), now=True
         )
 
-    def _teller(self, request: dict[str, Any], hostname: str | None) -> Callable[..., None]:
+    def _deliver(self, request: dict[str, Any], hostname: str | None) -> None:
+        task: Any = self.binding.app.tasks[request["task"]]
+        tell = self._teller(hostname, uuid=request["id"])
+        _trace(
+            task, {**request, "hostname": hostname}, (request["args"], request["kwargs"]), tell, **took(request[HEADER])
+        )
+
+    def _teller(self, hostname: str | None, **fields: Any) -> Callable[..., None]:
         """Return what sends the events of a task that monitors know from its worker's main process."""
         if not self.binding.sends_events:
             return lambda *_, **__: None
-        fields = {"uuid": request["id"], "root_id": request["root_id"], "parent_id": request["parent_id"], "retries": 0}
 
         def tell(kind: str, **more: Any) -> None:
             with self.binding.app.events.default_dispatcher(hostname=hostname) as dispatcher:
@@ -149,6 +192,21 @@ class RunAhead(threading.local):
         except Exception:  # noqa: BLE001 - a user's codec or router: who publishes the message tells of it
             return False
         return self._call[-1] in app.amqp.queues.consume_from
+
+
+def _trace(task: Any, request: dict[str, Any], call: tuple[Any, Any], tell: Callable[..., None], **ends: float) -> None:
+    """Execute a task as a pool process does, and tell how it ended as the main process would."""
+    args, kwargs = call
+    retval, info, runtime, text = task.__trace__(request["id"], args, kwargs, request)
+    if info is None:
+        tell("task-succeeded", **{"result": text, "runtime": runtime, **ends})
+    elif info.state in _EVENTS:
+        error = {"exception": saferepr(info.retval), "traceback": str(getattr(retval, "traceback", ""))}
+        tell(_EVENTS[info.state], **error, **ends)
+
+
+def _is_publishing_watched() -> bool:
+    return bool(signals.before_task_publish.receivers or signals.after_task_publish.receivers)
 
 
 def _is_limited(task: Any) -> bool:

@@ -161,6 +161,19 @@ class _Sealing:
         return self._producer.publish(body, *args, **kwargs)
 
 
+class _Catching:
+    """A producer that keeps a message instead of publishing it."""
+
+    def __init__(self, producer: Any) -> None:
+        self._producer = producer
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._producer, name)
+
+    def publish(self, body: Any, *_: Any, **options: Any) -> None:
+        self.body, self.options = body, options
+
+
 def _time_limits(options: Mapping[str, Any], task: Any) -> dict[str, float]:
     """Return the Celery time limits that end an attempt's code, in pools that have them; the task's own where shorter.
 
@@ -266,6 +279,33 @@ class CeleryDispatcher:
             ignore_result=True,
             **options,
         )
+
+    def run_request(self, message: RunMessage) -> dict[str, Any]:
+        """Return what a worker would have of a run's message, where there is none.
+
+        Raises:
+            Exception: whatever a router or a serializer of the user's raises.
+        """
+        with self.app.producer_or_acquire() as producer:
+            caught = _Catching(producer)
+            self._publish_run(message, caught)
+        args, kwargs, links = caught.body
+        options = caught.options
+        return {
+            **options["headers"],
+            **links,
+            "correlation_id": options.get("correlation_id"),
+            "reply_to": options.get("reply_to"),
+            "is_eager": False,
+            "args": args,
+            "kwargs": kwargs,
+            "delivery_info": {
+                "exchange": "",
+                "routing_key": self.queue_of(message.name, message.envelope),
+                "priority": options.get("priority"),
+                "redelivered": False,
+            },
+        }
 
     def _publish(self, message: RunMessage | StepMessage, producer: Any) -> None:
         try:

@@ -6,7 +6,8 @@ output names its command ``number`` and its ``cause``: the seq of the input that
 the command. So a replay can tell to the command where code and history part, whatever the batches were.
 
 A stored event is one line ``<at> <header>`` with an optional second line, the payload: ``at`` is the store's clock in
-milliseconds since 1970, the header is compact JSON, the payload is text from the codec and is not looked into here.
+milliseconds since 1970, the header is compact JSON, the payload is text from the codec and is not looked into here. In
+the header an event is named by its letter in :data:`LETTERS`.
 Histories of every release are kept under ``tests/histories`` and must stay readable: change :data:`FORMAT` and
 translate, never reinterpret.
 """
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 __all__ = [
     "CARRIED",
     "FORMAT",
+    "LETTERS",
     "CancelRequested",
     "CommandCancelled",
     "Event",
@@ -254,7 +256,7 @@ class _Form:
         ]
 
     def header(self, event: Event) -> dict[str, Any]:
-        form: dict[str, Any] = {"e": self.kind.__name__}
+        form: dict[str, Any] = {"e": LETTERS[self.kind]}
         for name, key, default in self.fields:
             value = getattr(event, name)
             if value != default or name == "format":
@@ -266,30 +268,33 @@ class _Form:
         return self.kind(payload=payload, **given)
 
 
-_KINDS: tuple[type[Event], ...] = (
-    RunStarted,
-    StepCompleted,
-    StepFailed,
-    TimerFired,
-    SignalReceived,
-    CancelRequested,
-    StepScheduled,
-    TimerStarted,
-    LocalStepCompleted,
-    LocalStepFailed,
-    PatchMarked,
-    CommandCancelled,
-    RunCompleted,
-    RunFailed,
-    RunCancelled,
-    RunContinued,
-)
-_FORMS: dict[str, _Form] = {kind.__name__: _Form(kind) for kind in _KINDS}
+#: How each class of events is named in a stored header: a history's size is what users pay for.
+LETTERS: dict[type[Event], str] = {
+    RunStarted: "R",
+    StepCompleted: "C",
+    StepFailed: "F",
+    TimerFired: "Z",
+    SignalReceived: "I",
+    CancelRequested: "Q",
+    StepScheduled: "S",
+    TimerStarted: "T",
+    LocalStepCompleted: "L",
+    LocalStepFailed: "M",
+    PatchMarked: "P",
+    CommandCancelled: "X",
+    RunCompleted: "D",
+    RunFailed: "E",
+    RunCancelled: "A",
+    RunContinued: "N",
+}
+#: By class, by letter, and by the name that exported histories have, and stored ones had at first.
+_FORMS: dict[type[Event] | str, _Form] = {kind: _Form(kind) for kind in LETTERS}
+_FORMS |= {name: _FORMS[kind] for kind, letter in LETTERS.items() for name in (letter, kind.__name__)}
 
 
 def encode(event: Event) -> str:
     """Return the stored text of an event, without its time."""
-    header = json.dumps(_FORMS[type(event).__name__].header(event), separators=(",", ":"))
+    header = json.dumps(_FORMS[type(event)].header(event), separators=(",", ":"))
     return header if event.payload is None else f"{header}\n{event.payload}"
 
 
@@ -319,9 +324,10 @@ def history_to_json(workflow_id: str, history: Iterable[Recorded], run: int = 1)
     """
     events = []
     for item in history:
-        header = _FORMS[type(item.event).__name__].header(item.event)
+        header = _FORMS[type(item.event)].header(item.event)
+        del header["e"]
         names = {key: name for name, key in _Form.KEYS.items()}
-        entry = {"seq": item.seq, "at": item.at, "event": header.pop("e")}
+        entry = {"seq": item.seq, "at": item.at, "event": type(item.event).__name__}
         entry |= {names.get(key, key): value for key, value in header.items()}
         events.append(entry if item.event.payload is None else {**entry, "payload": item.event.payload})
     which = {"run": run} if run > 1 else {}

@@ -102,8 +102,13 @@ class DurableTask(Answering[R_co], Task, Generic[P, R_co]):
         # Celery has no types of its own; this is never None here.
         name: str
 
-        # So that a workflow may call it as a step, with its types.
-        def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R_co: ...  # noqa: D102
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R_co:
+        """Do what a message asks for; a workflow may be called by another one, as a step.
+
+        Celery's own would copy the request where a task of the name is running, and what is noted on it were lost.
+        """
+        result: R_co = self.run(*args, **kwargs)
+        return result
 
     @functools.cached_property
     def definition(self) -> Definition:

@@ -136,11 +136,13 @@ def _measure_lags(binding: Binding) -> None:
 
 
 def _run_ahead(binding: Binding, worker: Any) -> None:
-    """Let steps run ahead, if the settings say so and no time limit is on all that the pool does."""
-    if not binding.settings.run_ahead:
-        return
+    """Let ends be delivered where they come about, and steps run ahead if the settings say so.
+
+    Not where a time limit is on all that the pool does.
+    """
     if worker.time_limit or worker.soft_time_limit:
-        _log.warning("durable_run_ahead has no effect in this worker: it has time limits, which are a message's")
+        if binding.settings.run_ahead:
+            _log.warning("durable_run_ahead has no effect in this worker: it has time limits, which are a message's")
         return
     ahead = RunAhead(binding, binding.settings.run_ahead)
     binding.engine.ahead = ahead

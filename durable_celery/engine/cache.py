@@ -30,6 +30,8 @@ class Rest:
     #: The store's clock then, in ms since 1970, and this process's monotonic one, in seconds.
     now: int
     since: float
+    #: How long its code took, in seconds, local steps included.
+    took: float
 
 
 @dataclass(frozen=True, slots=True)

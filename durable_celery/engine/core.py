@@ -32,6 +32,8 @@ _log = logging.getLogger(__name__)
 #: With more open steps than these, a result only wakes the run: the turn that follows takes in many results at once,
 #: instead of one turn for each. Its message may have to queue behind the steps, which is what makes them many.
 _CROWD = 10
+#: Seconds that the code of a turn may take for its outcome to be recorded after it.
+_QUICK = 0.01
 #: How many messages that the broker did not take are kept for the next sweep.
 _KEPT = 1000
 
@@ -241,7 +243,7 @@ class Engine(Runs):
         owner = self._owner() if go_on else None
         execution = parked.execution if parked else None
         try:
-            if parked is not None and owner is not None and _is_alone(parked, claim):
+            if parked is not None and owner is not None and _may_go_on_first(parked, claim):
                 lease = Lease(workflow_id=workflow_id, token=parked.rest.token + 1, owner=owner)
                 if self._end_and_go_on(claim, outcome, parked, lease):
                     return
@@ -289,10 +291,21 @@ def _name(message: RunMessage | StepMessage) -> object:
     return message.workflow_id if isinstance(message, RunMessage) else (message.key, message.cancel)
 
 
-def _is_alone(parked: Parked, claim: Claim) -> bool:
-    """Tell whether a step is the only one that its run's suspended code waits for."""
-    # Code that was left behind, because the run went on in another process, waits for another one.
-    return parked.execution.run == claim.key.run and parked.execution.is_only_step(claim.key.number)
+def _may_go_on_first(parked: Parked, claim: Claim) -> bool:
+    """Tell whether code may be fed with an outcome before it is recorded.
+
+    It is the only one that the code waits for; code that was left behind, because the run went on in another process,
+    waits for another one. And what happens to the process meanwhile costs the step: so not where the code takes its
+    time, where the step lost a process already, perhaps by that very code, and where an attempt that is lost is the
+    last.
+    """
+    return (
+        parked.execution.run == claim.key.run
+        and parked.execution.is_only_step(claim.key.number)
+        and parked.rest.took < _QUICK
+        and not claim.lost
+        and not is_at_most_once(claim)
+    )
 
 
 def is_at_most_once(claim: Claim) -> bool:

@@ -26,7 +26,7 @@ class Dispatcher(Protocol):
 
 
 class Ahead(Protocol):
-    """Executes a step in the process that has just scheduled it, without a message."""
+    """Does at once, without a message, what a turn in this process has brought about."""
 
     def may(self, message: StepMessage, /) -> bool:
         """Whether a step would be executed here and now; nothing is promised yet."""
@@ -34,6 +34,13 @@ class Ahead(Protocol):
 
     def take(self, message: StepMessage, claim: Claim, /) -> None:
         """Take over a step that :meth:`may` has allowed, which is claimed. It must come to an end, whatever happens."""
+        ...
+
+    def deliver(self, message: RunMessage, /) -> bool:
+        """Take over to deliver the end of a run, whose message this is; False if it has to be published.
+
+        Nothing is promised: the agenda sends the message.
+        """
         ...
 
 

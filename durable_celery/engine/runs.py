@@ -215,7 +215,9 @@ class Runs:
         """Feed, commit and publish until nothing is new or the run has ended."""
         held = True
         while held and not driver.is_over:
+            began = self.patience.monotonic()
             driver.feed()
+            driver.took += self.patience.monotonic() - began
             self.limits.check(driver.execution)
             held = driver.commit(hold=deliver and driver.execution.closed)
             messages, driver.messages = driver.messages, []
@@ -224,13 +226,16 @@ class Runs:
     def _after(self, driver: TurnDriver, *, deliver: bool) -> Ending | None:
         run = driver.turn.run
         if not driver.is_over:
-            rest = Rest(run=run, token=driver.turn.lease.token, now=driver.now, since=self.patience.monotonic())
+            token, since = driver.turn.lease.token, self.patience.monotonic()
+            rest = Rest(run=run, token=token, now=driver.now, since=since, took=driver.took)
             self.cache.put(run.workflow_id, Parked(driver.execution, rest))
             return None
         driver.execution.evict()
         if driver.terminal is None or not deliver:
             # The next run begins, or the end is delivered, by the run's own message.
-            self.publish([run_message(run)])
+            message = run_message(run)
+            if driver.terminal is None or self.ahead is None or not self.ahead.deliver(message):
+                self.publish([message])
             return None
         return self._reported(Ending(run=run, lease=driver.turn.lease, event=driver.terminal))
 

@@ -94,6 +94,8 @@ class TurnDriver:
         #: The outcome that the turn begins with, until a commit has recorded it; only then the lease is given.
         self.finishing = finishing
         self.now = turn.now
+        #: How long the code took, in seconds.
+        self.took = 0.0
         #: The seq up to which the history is known here, own outputs included.
         self.seen = execution.position
         #: Events that are known and still to be fed.

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from durable_celery.events import (
     CARRIED,
+    LETTERS,
     CancelRequested,
     CommandCancelled,
     Event,
@@ -60,7 +61,7 @@ _CLOSING: dict[type[Event], RunStatus] = {
     RunFailed: RunStatus.FAILED,
     RunCancelled: RunStatus.CANCELLED,
 }
-_CARRIED = f" {' '.join(kind.__name__ for kind in CARRIED)} "
+_CARRIED = f" {' '.join(name for kind in CARRIED for name in (LETTERS[kind], kind.__name__))} "
 
 
 class Head:

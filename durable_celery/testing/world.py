@@ -89,6 +89,8 @@ class Process:
         self.engine.ahead = self
         #: The step that it executes next, without a message.
         self.next: tuple[StepMessage, Claim] | None = None
+        #: The run whose end it delivers next, without a message.
+        self.ended = ""
 
     def handle(self, message: Message) -> None:
         """Do what a worker does with a message."""
@@ -97,10 +99,14 @@ class Process:
                 self._turn(message.workflow_id)
             else:
                 self._step(message)
-        while self.is_alive and self.next is not None:
-            (ahead, claim), self.next = self.next, None
+        while self.is_alive and (self.next is not None or self.ended):
             with mortal(self):
-                self._execute(ahead, claim)
+                if self.ended:
+                    ended, self.ended = self.ended, ""
+                    self._turn(ended)
+                elif self.next is not None:
+                    (ahead, claim), self.next = self.next, None
+                    self._execute(ahead, claim)
 
     def may(self, _: StepMessage) -> bool:
         """See :meth:`Ahead.may`."""
@@ -109,6 +115,13 @@ class Process:
     def take(self, message: StepMessage, claim: Claim) -> None:
         """See :meth:`Ahead.take`."""
         self.next = message, claim
+
+    def deliver(self, message: RunMessage) -> bool:
+        """See :meth:`Ahead.deliver`."""
+        if not self.world.runs_ahead:
+            return False
+        self.ended = message.workflow_id
+        return True
 
     def beat(self, *gone: str) -> None:
         """Renew, sweep, and do what waited for the store: the heart of the worker's main process."""

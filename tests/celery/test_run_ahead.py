@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -15,10 +16,13 @@ from celery._state import _task_stack
 
 from durable_celery.ahead import CLAIM, Begun, RunAhead
 from durable_celery.app import Binding
+from durable_celery.decorator import durable_task
+from durable_celery.dispatch import HEADER, envelope
 from durable_celery.events import StepScheduled
 from durable_celery.steps import wrap_tasks
 from durable_celery.store.memory import MemoryStore
-from durable_celery.store.protocol import Claim, StepKey, StepMessage, Store
+from durable_celery.store.protocol import Claim, RunMessage, StepKey, StepMessage, Store
+from durable_celery.workflow import WorkflowContext
 from tests.workers import ROOT
 
 
@@ -177,6 +181,79 @@ def test_a_step_that_cannot_even_begin_is_given_back(app: Celery, monkeypatch: p
 
 def _stop(*_: object) -> None:
     raise SystemExit
+
+
+def run_message(**envelope: Any) -> RunMessage:
+    return RunMessage(workflow_id="w", name="flow", envelope=json.dumps(envelope), created_at=1, first=False)
+
+
+@pytest.fixture
+def flow(app: Celery) -> Any:
+    """A workflow of the app."""
+
+    def flow(ctx: WorkflowContext) -> None:
+        ctx.sleep(1)
+
+    durable_task(app=app, name="flow")(flow)
+    app.finalize()
+    return app.tasks["flow"]
+
+
+def test_an_end_is_delivered_where_it_came_about_whether_or_not_steps_run_ahead(app: Celery, flow: Any) -> None:
+    ahead = ahead_of(app, time_slice=0.0)
+    assert not ahead.may(message())
+
+    assert ahead.deliver(run_message())
+    # One at a time: another one goes by message.
+    assert not ahead.deliver(run_message())
+
+
+def test_the_request_of_an_end_is_that_of_its_message(app: Celery, flow: Any) -> None:
+    options = {"link": [flow.si()], "root_id": "r", "group_id": "g", "headers": {"tenant": "t"}, "ignore_result": True}
+    request = ahead_of(app).binding.dispatcher.run_request(run_message(**json.loads(envelope(options))))
+
+    assert (request["id"], request["task"], request["root_id"], request["group"]) == ("w", "flow", "r", "g")
+    assert (request["tenant"], request["ignore_result"], request["args"], request["kwargs"]) == ("t", True, (), {})
+    assert [callback["task"] for callback in request["callbacks"]] == ["flow"]
+    assert request[HEADER]["first"] is False
+    assert request["delivery_info"]["routing_key"] == "celery"
+
+
+@pytest.mark.parametrize("options", [{"queue": "elsewhere"}, {"time_limit": 9}, {"soft_time_limit": 9}])
+def test_an_end_whose_message_matters_gets_one(app: Celery, flow: Any, options: dict[str, Any]) -> None:
+    assert not ahead_of(app).deliver(run_message(**options))
+
+
+@pytest.mark.parametrize("changes", [{"time_limit": 5}, {"soft_time_limit": 5}, {"Request": "some.where:Else"}])
+def test_an_end_of_a_workflow_whose_message_matters_gets_one(app: Celery, flow: Any, changes: dict[str, Any]) -> None:
+    for name, value in changes.items():
+        setattr(flow, name, value)
+
+    assert not ahead_of(app).deliver(run_message())
+
+
+def test_the_end_of_a_workflow_that_is_not_registered_gets_a_message(app: Celery) -> None:
+    assert not ahead_of(app).deliver(run_message())
+
+
+def test_where_somebody_listens_an_end_has_a_message(app: Celery, flow: Any) -> None:
+    def listen(**_: Any) -> None:
+        pass
+
+    signals.before_task_publish.connect(listen)
+    try:
+        assert not ahead_of(app).deliver(run_message())
+    finally:
+        signals.before_task_publish.disconnect(listen)
+
+
+def test_an_end_whose_router_raises_is_left_to_who_publishes(app: Celery, flow: Any) -> None:
+    def route(name: str, *_: Any, **__: Any) -> None:
+        raise LookupError(name)
+
+    app.conf.task_routes = (route,)
+
+    assert not ahead_of(app).deliver(run_message())
 
 
 def test_a_message_from_outside_brings_no_claim() -> None:

@@ -70,6 +70,46 @@ def test_without_its_suspended_code_a_step_is_finished_first() -> None:
     assert verbs(world) == {"take": 2, "claim": 3, "finish": 3, "commit": 4}
 
 
+def test_an_outcome_is_recorded_first_where_it_would_be_the_last_attempt() -> None:
+    world = world_of(lambda ctx, plus: ctx.options(at_most_once=True).step(plus, 1))
+    world.run()
+
+    assert world.outcome() == (RunStatus.COMPLETED, 2)
+    assert verbs(world)["finish"] == 1
+
+
+def test_code_that_ends_its_process_costs_a_step_one_attempt() -> None:
+    lives: list[int] = []
+
+    def main(ctx: WorkflowContext, plus: Any) -> Any:
+        first = ctx.step(plus, 1)
+        lives.append(1)
+        if len(lives) < 4:
+            world.processes[0].crash()
+        return first
+
+    world = world_of(main)
+    world.run()
+
+    assert world.outcome() == (RunStatus.COMPLETED, 2)
+    # The first time the outcome was lost with the process; then it was recorded before the code went on.
+    assert world.executions["w/1.1"] == 2
+    check_at_rest(world)
+
+
+def test_where_the_code_takes_its_time_an_outcome_is_recorded_first() -> None:
+    def main(ctx: WorkflowContext, plus: Any) -> Any:
+        world.clock.advance(0.02)
+        return ctx.step(plus, ctx.step(plus, 1))
+
+    world = world_of(main)
+    world.run()
+
+    assert world.outcome() == (RunStatus.COMPLETED, 3)
+    # The turn between the steps was quick.
+    assert verbs(world)["finish"] == 1
+
+
 @pytest.mark.parametrize("runs_ahead", [False, True])
 def test_what_came_meanwhile_is_fed_first(runs_ahead: bool) -> None:
     def main(ctx: WorkflowContext, plus: Any) -> Any:

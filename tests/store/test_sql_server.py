@@ -19,7 +19,7 @@ from sqlalchemy.exc import OperationalError
 
 from durable_celery.errors import ConfigurationError, StoreUnavailableError
 from durable_celery.events import SignalReceived
-from durable_celery.store.protocol import Claim, Sweep, Timing, Turn
+from durable_celery.store.protocol import Claim, Finishing, Lease, Sweep, Timing, Turn
 from durable_celery.store.sql import SqlStore, runs, steps
 from durable_celery.store.sql.checks import check_database
 from durable_celery.store.sql.desk import Desk
@@ -156,6 +156,13 @@ def test_each_verb_takes_these_statements_on_postgresql(on_postgresql: SqlBacken
     store.start(new("also"))
     on_postgresql.advance(2)
     count("hasten", lambda: store.hasten(10))
+    in_hand = claim(store, 1, workflow_id="published")
+    finishing = Finishing(key=in_hand.key, token=1, outcome=result(1), at=store.history("published")[-1].at)
+    lease = Lease(workflow_id="published", token=2, owner=in_hand.owner)
+    count(
+        "commit with an outcome and the next step in hand",
+        lambda: store.commit(lease, [step(2)], read=3, waiting="", hold=False, begin=2, finishing=finishing),
+    )
     ended = take(store)
     count("commit of the end", lambda: store.commit(ended.lease, [end()], read=ended.run.length, waiting="", hold=True))
     count("deliver", lambda: store.deliver(ended.lease))
@@ -187,6 +194,7 @@ def test_each_verb_takes_these_statements_on_postgresql(on_postgresql: SqlBacken
         "renew with a dead one": 3,
         # Rare: a look, and for runs and for steps a transaction of its own.
         "hasten": 5,
+        "commit with an outcome and the next step in hand": 2,
         "commit of the end": 3,
         "deliver": 2,
         "get": 1,

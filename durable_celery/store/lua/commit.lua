@@ -148,7 +148,7 @@ function follow.continue(_, _, kinds, _, text)
   run.run, run.begun, run.last, run.status, run.waiting = execution + 1, token, nil, 'running', nil
   local _, name, parent = string.match(head, '^%d+\n([^\n]*)\n([^\n]*)\n([^\n]*)')
   local started = {
-    e = 'RunStarted', name = name, format = told.format, version = told.version, parent = parent ~= '' and parent or nil,
+    e = 'R', name = name, format = told.format, version = told.version, parent = parent ~= '' and parent or nil,
   }
   redis.call('RPUSH', log_key(id), head)
   append(id, cjson.encode(started) .. '\n' .. payload)

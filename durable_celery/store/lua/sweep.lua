@@ -45,7 +45,7 @@ function settle.t(id, place)
     run_of(id).gate = 1
     changed[id] = true
   end
-  append(id, '{"e":"TimerFired","n":' .. number .. '}')
+  append(id, '{"e":"Z","n":' .. number .. '}')
   send(wake(id))
 end
 
@@ -84,7 +84,7 @@ function settle.d(id, place)
     forget_step(id, place, step)
   end
   local payload = string.gsub(failure, '@STORY@', function() return words end)
-  append(id, string.format('{"e":"StepFailed","n":%s,"a":%d}\n%s', number, step.attempt or 0, payload))
+  append(id, string.format('{"e":"F","n":%s,"a":%d}\n%s', number, step.attempt or 0, payload))
   send(wake(id))
 end
 
