@@ -129,18 +129,26 @@ class RecordedStore:
         return partial(self._call, verb, plain) if verb in _VERBS else plain
 
     def _call(self, verb: str, plain: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        call, asked = self._recorder.call(), _asked(verb, args, kwargs)
-        self._recorder.write(call, verb, Phase.INVOKE, **asked)
-        place: dict[str, Any] = {name: asked[name] for name in ("workflow", "step") if name in asked}
+        calls = [(self._recorder.call(), verb, _asked(verb, args, kwargs))]
+        if (finishing := kwargs.get("finishing")) is not None:
+            # Two verbs in one.
+            told = {"token": finishing.token, "take_over": args[0].owner}
+            asked = _asked("finish", (finishing.key, finishing.outcome), told)
+            calls.insert(0, (self._recorder.call(), "finish", asked))
+        for call, name, asked in calls:
+            self._recorder.write(call, name, Phase.INVOKE, **asked)
         try:
             answer = plain(*args, **kwargs)
         except BaseException as error:
             # A store that is away, and a process that is being ended, may have been heard all the same.
             is_refusal = isinstance(error, Exception) and not isinstance(error, StoreUnavailableError)
-            phase = Phase.FAIL if is_refusal else Phase.INFO
-            self._recorder.write(call, verb, phase, **place, data={"error": f"{type(error).__name__}: {error}"[:300]})
+            phase, data = Phase.FAIL if is_refusal else Phase.INFO, {"error": f"{type(error).__name__}: {error}"[:300]}
+            for call, name, asked in calls:
+                self._recorder.write(call, name, phase, **_place(asked), data=data)
             raise
-        self._recorder.write(call, verb, Phase.OK, **{**place, **_answered(answer)})
+        for call, name, asked in calls:
+            given = _answered(answer) if name == verb else _of_finishing(args[0], answer)
+            self._recorder.write(call, name, Phase.OK, **{**_place(asked), **given})
         return answer
 
 
@@ -183,6 +191,15 @@ def _asked(  # noqa: PLR0911 - one case for each verb
             return {"workflow": key.workflow_id, "step": key.number}
         case _:
             return {"workflow": args[0]}
+
+
+def _place(asked: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: asked[name] for name in ("workflow", "step") if name in asked}
+
+
+def _of_finishing(lease: Lease, answer: Committed) -> dict[str, Any]:
+    """Return the fields of the outcome that a commit has recorded, with the lease that it took and may have kept."""
+    return {"owner": lease.owner, "token": lease.token, "data": {"recorded": True, "held": answer.held}}
 
 
 def _answered(answer: object) -> dict[str, Any]:  # noqa: PLR0911 - one case for each answer

@@ -119,7 +119,8 @@ def takeovers(evidence: Evidence) -> Iterable[tuple[float, float]]:
     grants = evidence.grouped(call for call in evidence.of("claim") if call.granted)
     leases: dict[Place, list[Call]] = {}
     for call in evidence.of("take", "finish"):
-        if call.granted:
+        # One that came and went in one operation was in nobody's hands.
+        if call.granted and call.data.get("held", True):
             leases.setdefault((call.workflow, None), []).append(call)
     ends = evidence.grouped(evidence.of("finish", "postpone"))
     returns = evidence.grouped(evidence.of("commit", "release", "deliver"))
