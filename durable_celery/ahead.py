@@ -58,7 +58,7 @@ class Begun:
 
 
 class RunAhead(threading.local):
-    """What each thread of a worker runs ahead. An :class:`~durable_celery.engine.ports.Ahead` of the engine."""
+    """What each thread of a worker does without a message: an :class:`~durable_celery.engine.ports.Ahead`."""
 
     def __init__(self, binding: Binding, time_slice: float) -> None:
         self.binding, self.time_slice = binding, time_slice
@@ -99,8 +99,8 @@ class RunAhead(threading.local):
     def deliver(self, message: RunMessage) -> bool:
         """Deliver the end of a run as soon as the task that is running has ended; False if that needs a message.
 
-        It does where the queue of the run is not consumed here, where the run has a time limit, where its class has a
-        ``Request`` of its own, and where somebody listens to what is published.
+        It needs one where the queue of the run is not consumed here, where the run has a time limit, where its class
+        has a ``Request`` of its own, and where somebody listens to what is published.
         """
         task: Any = self.binding.app.tasks.get(message.name)
         if (
@@ -167,9 +167,8 @@ class RunAhead(threading.local):
     def _deliver(self, request: dict[str, Any], hostname: str | None) -> None:
         task: Any = self.binding.app.tasks[request["task"]]
         tell = self._teller(hostname, uuid=request["id"])
-        _trace(
-            task, {**request, "hostname": hostname}, (request["args"], request["kwargs"]), tell, **took(request[HEADER])
-        )
+        call = request["args"], request["kwargs"]
+        _trace(task, {**request, "hostname": hostname}, call, tell, **took(request[HEADER]))
 
     def _teller(self, hostname: str | None, **fields: Any) -> Callable[..., None]:
         """Return what sends the events of a task that monitors know from its worker's main process."""

@@ -32,6 +32,18 @@ def test_steps_that_run_ahead_have_no_messages(make_site: Callable[..., Site]) -
     assert len({pid for _, _, pid in site.notes("effects")}) == 1
 
 
+def test_an_end_has_no_message_of_its_own(make_site: Callable[..., Site]) -> None:
+    site = make_site()
+    site.worker()
+
+    handle = site.start("sequence", str(site.directory), 3)
+
+    assert handle.get(timeout=40) == [0, 10, 20]
+    wait_until(lambda: handle.describe().delivered, 20, site.story)
+    assert received(site, "effect") == 3
+    assert received(site, "sequence") == 1
+
+
 def test_a_slice_ends_with_a_message(make_site: Callable[..., Site]) -> None:
     site = make_site(durable_run_ahead=0.25)
     site.worker()

@@ -13,7 +13,19 @@ import pytest
 from durable_celery.errors import StaleLeaseError, WorkflowClosedError, WorkflowConflictError
 from durable_celery.events import CancelRequested, Event, SignalReceived, TimerFired
 from durable_celery.policy import RetryPolicy
-from durable_celery.store.protocol import Claim, Committed, Refusal, Refused, RunMessage, StepKey, Store, Timing, Turn
+from durable_celery.store.protocol import (
+    Claim,
+    Committed,
+    Finishing,
+    Lease,
+    Refusal,
+    Refused,
+    RunMessage,
+    StepKey,
+    Store,
+    Timing,
+    Turn,
+)
 from tests.store.backends import Backend
 from tests.store.invariants import snapshot
 from tests.store.moves import (
@@ -175,6 +187,34 @@ def test_many_finishes_record_one_outcome(store: Store, racers: Racers) -> None:
 
     assert sum(answer.recorded for answer in answers) == 1
     assert kinds(store).count("StepCompleted") == 1
+
+
+def test_an_outcome_with_its_turn_and_an_input_do_not_overlook_each_other(store: Store, racers: Racers) -> None:
+    for number in range(ROUNDS):
+        name = f"w-{number}"
+        begin(store, step(1), workflow_id=name)
+        begun = claim(store, workflow_id=name)
+        at = store.history(name)[-1].at
+        outcome = Finishing(key=begun.key, token=begun.token, outcome=result(1), at=at)
+
+        def go_on(other: Store, name: str = name, outcome: Finishing = outcome) -> Committed | None:
+            lease = Lease(workflow_id=name, token=2, owner=call())
+            try:
+                return other.commit(lease, [step(2)], read=3, waiting="", hold=False, finishing=outcome)
+            except StaleLeaseError:
+                return None
+
+        went_on, added = racers.race(go_on, adding(name, SignalReceived(payload="1", name="go"), "s-1"))
+
+        assert added
+        if went_on is None:
+            assert kinds(store, name) == ["RunStarted", "StepScheduled", "SignalReceived"]
+            assert store.finish(begun.key, result(1), token=begun.token).recorded
+        else:
+            assert kinds(store, name)[2:] == ["StepCompleted", "StepScheduled", "SignalReceived"]
+            assert record(store, name).owner is None
+        # Whoever came second has woken the run.
+        assert take(store, name).run.length > record(store, name).read
 
 
 def test_two_hundred_steps_that_finish_at_once_cause_few_messages(store: Store, racers: Racers) -> None:
