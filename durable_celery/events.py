@@ -287,14 +287,16 @@ LETTERS: dict[type[Event], str] = {
     RunCancelled: "A",
     RunContinued: "N",
 }
-#: By class, by letter, and by the name that exported histories have, and stored ones had at first.
-_FORMS: dict[type[Event] | str, _Form] = {kind: _Form(kind) for kind in LETTERS}
-_FORMS |= {name: _FORMS[kind] for kind, letter in LETTERS.items() for name in (letter, kind.__name__)}
+_OF_KIND: dict[type[Event], _Form] = {kind: _Form(kind) for kind in LETTERS}
+#: By letter, and by the name that exported histories have, and stored ones had at first.
+_FORMS: dict[str, _Form] = {
+    name: _OF_KIND[kind] for kind, letter in LETTERS.items() for name in (letter, kind.__name__)
+}
 
 
 def encode(event: Event) -> str:
     """Return the stored text of an event, without its time."""
-    header = json.dumps(_FORMS[type(event)].header(event), separators=(",", ":"))
+    header = json.dumps(_OF_KIND[type(event)].header(event), separators=(",", ":"))
     return header if event.payload is None else f"{header}\n{event.payload}"
 
 
@@ -324,7 +326,7 @@ def history_to_json(workflow_id: str, history: Iterable[Recorded], run: int = 1)
     """
     events = []
     for item in history:
-        header = _FORMS[type(item.event)].header(item.event)
+        header = _OF_KIND[type(item.event)].header(item.event)
         del header["e"]
         names = {key: name for name, key in _Form.KEYS.items()}
         entry = {"seq": item.seq, "at": item.at, "event": type(item.event).__name__}
