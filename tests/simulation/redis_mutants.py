@@ -34,10 +34,10 @@ OF_THE_LUA: tuple[LuaMutant, ...] = (
         "local held = hold",
     ),
     LuaMutant(
-        "an outcome comes with a commit whatever came meanwhile",
-        "rule 3, I8",
-        "if read ~= run.read or read ~= length_of(id) or tonumber(ARGV[FIRST + 3]) > NOW",
-        "if tonumber(ARGV[FIRST + 3]) > NOW",
+        "a step that is finished with its turn stays open",
+        "rule 6, I2",
+        "  forget_step(id, place, step_of(id, place))\n  grant(id, owner)\n",
+        "  grant(id, owner)\n",
     ),
     LuaMutant(
         "a wake-up has no agenda entry",
