@@ -32,11 +32,12 @@ lint: $(DEV_READY)
 bench: $(DEV_READY)
 	$(BIN)/python -m benchmarks $(BENCH_ARGS)
 
-# Random programs under random faults, on all cores: make simulate N=1000000 SEED=0
+# Random programs under random faults, on all cores: make simulate N=1000000 SEED=0; LIMIT=600 ends it after 10 minutes.
 N ?= 20000
 SEED ?= 0
+LIMIT ?= inf
 simulate: $(DEV_READY)
-	$(BIN)/python -m tests.simulation --histories $(N) --seed $(SEED)
+	$(BIN)/python -m tests.simulation --histories $(N) --seed $(SEED) --limit $(LIMIT)
 
 # Every fault of the catalogue on real workers and servers, the long ones as well.
 chaos: $(DEV_READY)

@@ -127,8 +127,9 @@ def _measure_lags(binding: Binding) -> None:
     lags = binding.dispatcher.lags = Lags(timing_of(binding.settings))
 
     def on_received(request: Any = None, **_: Any) -> None:
-        sent = (header_of(request.request_dict) or {}).get("sent")
-        queue = (request.delivery_info or {}).get("routing_key")
+        if not (header := header_of(request.request_dict)):
+            return
+        sent, queue = header.get("sent"), (request.delivery_info or {}).get("routing_key")
         if isinstance(sent, int) and isinstance(queue, str):
             lags.note(queue, time.time() - sent / 1000)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import gc
 import logging
+import math
 import os
 import signal
 import sys
@@ -69,8 +70,8 @@ def work(seeds: range, store: str) -> Result:
     return result
 
 
-def simulate(first: int, histories: int, jobs: int, store: str) -> Result:
-    """Live through all histories, on some cores, until one fails or Ctrl-C."""
+def simulate(first: int, histories: int, jobs: int, store: str, *, limit: float = math.inf) -> Result:
+    """Live through all histories, on some cores, until one fails or Ctrl-C; begin no more after ``limit`` seconds."""
     result, begun, shown = Result(), time.monotonic(), time.monotonic()
     seeds = range(first, first + histories)
     blocks = (seeds[place : place + BLOCK] for place in range(0, histories, BLOCK))
@@ -78,7 +79,8 @@ def simulate(first: int, histories: int, jobs: int, store: str) -> Result:
         running: set[Future[Result]] = set()
         try:
             while True:
-                while len(running) < 2 * jobs and not result.failures and (block := next(blocks, None)):
+                is_over = bool(result.failures) or time.monotonic() - begun >= limit
+                while len(running) < 2 * jobs and not is_over and (block := next(blocks, None)):
                     running.add(pool.submit(work, block, store))
                 if not running:
                     return result
@@ -100,6 +102,7 @@ def main() -> int:
     parser.add_argument("--histories", type=int, default=20_000, help="how many seeds (default %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="the first seed (default %(default)s)")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes (default: one per core)")
+    parser.add_argument("--limit", type=float, default=math.inf, help="seconds after which none begins (default: none)")
     parser.add_argument("--store", choices=PLACES, default="memory", help="the store (default %(default)s)")
     parser.add_argument("--story", action="store_true", help="tell the story of the one history of --seed, as it is")
     options = parser.parse_args()
@@ -111,7 +114,7 @@ def main() -> int:
     # A shell starts what it runs in the background deaf to Ctrl-C.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     begun = time.monotonic()
-    result = simulate(options.seed, options.histories, options.jobs, options.store)
+    result = simulate(options.seed, options.histories, options.jobs, options.store, limit=options.limit)
     _say(summarise(result.tally, seconds=result.seconds, wall=time.monotonic() - begun))
     if not result.failures:
         return 0

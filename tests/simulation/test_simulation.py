@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.simulation.__main__ import BLOCK, simulate
 from tests.simulation.chaos import Chaos, ViolationError, live
 from tests.simulation.moves import MOVES, TROUBLE, table_of
 from tests.simulation.programs import LIVES, SERIAL, Generator, barred, fits, nodes, owed
@@ -145,3 +146,7 @@ def test_every_second_history_has_only_some_kinds_of_trouble() -> None:
     assert 20 < len(some) < 40
     assert max(map(len, some)) < len(TROUBLE)
     assert set.union(*some) == set(TROUBLE)
+
+
+def test_no_history_begins_after_the_limit() -> None:
+    assert simulate(0, 10 * BLOCK, 1, "memory", limit=0.0).tally == {}
