@@ -36,7 +36,7 @@ OF_THE_LUA: tuple[LuaMutant, ...] = (
     LuaMutant(
         "a step that is finished with its turn stays open",
         "rule 6, I2",
-        "  forget_step(id, place, step_of(id, place))\n  grant(id, owner)\n",
+        "  forget_step(id, place, finished)\n  grant(id, owner)\n",
         "  grant(id, owner)\n",
     ),
     LuaMutant(

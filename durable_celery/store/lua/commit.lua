@@ -40,16 +40,17 @@ if run and is_repeated() then
   return { 1, page(id, read, run.read - count), run.read, run.owner and 1 or 0, NOW, 0 }
 end
 
--- Whether nothing has happened to the run since its last turn, while an attempt was made at a step of it.
-local function may_finish()
+-- The step that the outcome is of, if nothing has happened to the run since its last turn but an attempt at it.
+local function step_to_finish()
   if is_closed(run) or run.owner or run.token ~= token - 1 then return false end
   if read ~= run.read or read ~= length_of(id) or tonumber(ARGV[FIRST + 3]) > NOW then return false end
   local step = step_of(id, place_of(newest(id), ARGV[FIRST + 1]))
-  return step and step.state == 'claimed' and step.attempt == tonumber(ARGV[FIRST + 2]) and is_alive(owner)
+  return step and step.state == 'claimed' and step.attempt == tonumber(ARGV[FIRST + 2]) and is_alive(owner) and step
 end
 
 local is_current = run and run.token == token and run.owner == owner
-if run and is_finishing then is_current = may_finish() end
+local finished = run and is_finishing and step_to_finish()
+if is_finishing then is_current = finished end
 if not is_current or (count > 0 and (is_closed(run) or read < (run.read or 0))) then
   return { 0, run and run.token or 0, run and run.owner or '', run and run.read or 0 }
 end
@@ -72,7 +73,7 @@ local function open_step(place, seq, limits, child)
 end
 
 function follow.finish(place)
-  forget_step(id, place, step_of(id, place))
+  forget_step(id, place, finished)
   grant(id, owner)
 end
 
