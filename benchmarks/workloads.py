@@ -82,6 +82,20 @@ def w1_local(system: System, scale: Scale) -> Iterator[Figure]:
     yield Figure("W1 local steps/s / F", _ratios(ours, raw), ">=", 1.0, 2.0)
 
 
+def w1_long(system: System, scale: Scale) -> Iterator[Figure]:
+    """Take 20 runs of 100 steps, remote and local ones, against tasks that do nothing: steps without many frames."""
+    count, steps = scale.of(20), 100
+    raw, remote, local = [], [], []
+    for _ in range(scale.pairs):
+        raw.append(count * steps / load.raw_tasks(system, count * steps).done)
+        remote.append(count * steps / load.runs(system, system.durable.sequence, count, steps)[0].done)
+        local.append(count * steps / load.runs(system, system.durable.local, count, steps)[0].done)
+    yield Figure("W1 long runs, steps/s", remote)
+    yield Figure("W1 long runs, steps/s / F", _ratios(remote, raw))
+    yield Figure("W1 long runs, local steps/s", local)
+    yield Figure("W1 long runs, local steps/s / F", _ratios(local, raw))
+
+
 def w1_latency(system: System, scale: Scale) -> Iterator[Figure]:
     """Take one run of 10 steps at a time, on an idle system, as its caller sees it."""
     repeats = scale.of(40)
@@ -266,6 +280,7 @@ WORKLOADS: dict[str, Callable[[System, Scale], Iterator[Figure]]] = {
     "w0": w0_bystanders,
     "w1": w1_throughput,
     "w1-local": w1_local,
+    "w1-long": w1_long,
     "w1-latency": w1_latency,
     "w2": w2_fan_out,
     "w3": w3_length,
