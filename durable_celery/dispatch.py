@@ -13,6 +13,8 @@ from __future__ import annotations
 import logging
 import time
 from contextlib import nullcontext
+from functools import lru_cache
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from celery.backends.rpc import RPCBackend
@@ -90,9 +92,15 @@ def envelope(options: Mapping[str, Any]) -> str:
     return text
 
 
+@lru_cache(maxsize=256)
+def _options_of(envelope_text: str) -> Mapping[str, Any]:
+    """Return what an envelope holds: it is read with each message of the run and of its steps."""
+    return MappingProxyType(kombu_json.loads(envelope_text))
+
+
 def version_of(envelope_text: str) -> int:
     """Return the version of the code of a run, from its envelope."""
-    version: int = kombu_json.loads(envelope_text).get(VERSION, 1)
+    version: int = _options_of(envelope_text).get(VERSION, 1)
     return version
 
 
@@ -432,7 +440,7 @@ class CeleryDispatcher:
 
     def queue_of(self, name: str, envelope_text: str) -> str:
         """Return the queue (or routing key) to which a run's messages go."""
-        given = kombu_json.loads(envelope_text)
+        given = _options_of(envelope_text)
         route = self.app.amqp.router.route(
             {key: given[key] for key in ("queue", "exchange", "routing_key") if key in given}, name
         )
@@ -444,7 +452,7 @@ class CeleryDispatcher:
 
     def _kinship(self, message: StepMessage) -> dict[str, str]:
         workflow_id = message.key.workflow_id
-        root = kombu_json.loads(message.envelope).get("root_id")
+        root = _options_of(message.envelope).get("root_id")
         return {"root_id": root or workflow_id, "parent_id": workflow_id}
 
     def _unreachable(self) -> tuple[type[BaseException], ...]:
