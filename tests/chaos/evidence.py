@@ -130,7 +130,9 @@ class Evidence:
         """Whether a failure is that of a step whose task began `lost_attempts` times and never came to an end."""
         named = re.search(r"step (\S+) lost its process", payload or "") if "StepLostError" in (payload or "") else None
         key = StepKey.parse(named[1]) if named else None
-        calls = [call for call in self.of("execute") if key and call.place == (key.workflow_id, key.number)]
+        if key is None:
+            return False
+        calls = [call for call in self.of("execute") if call.place == (key.workflow_id, key.number)]
         return len(calls) >= self.lost_attempts and all(call.answer is None for call in calls)
 
     def limits(self) -> dict[Place, int | None]:
