@@ -127,13 +127,18 @@ class Evidence:
         return self.state.histories.items()
 
     def is_worn_out(self, payload: str | None) -> bool:
-        """Whether a failure is that of a step whose task began `lost_attempts` times and never came to an end."""
+        """Whether a failure is that of a step whose task began `lost_attempts` times, and no end of it was recorded.
+
+        A process that was paused for longer than its lease may bring it to an end, but too late.
+        """
         named = re.search(r"step (\S+) lost its process", payload or "") if "StepLostError" in (payload or "") else None
         key = StepKey.parse(named[1]) if named else None
         if key is None:
             return False
-        calls = [call for call in self.of("execute") if call.place == (key.workflow_id, key.number)]
-        return len(calls) >= self.lost_attempts and all(call.answer is None for call in calls)
+        place = key.workflow_id, key.number
+        begun = [call.asked.token for call in self.of("execute") if call.place == place]
+        recorded = (call for call in self.of("finish") if call.place == place and call.data.get("recorded"))
+        return len(begun) >= self.lost_attempts and not any(call.asked.token in begun for call in recorded)
 
     def limits(self) -> dict[Place, int | None]:
         """Return how many attempts each step may have, None for any number."""
