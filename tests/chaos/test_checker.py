@@ -76,7 +76,9 @@ def honest(tmp_path: Path) -> Evidence:
         assert name == definition.name
         return definition
 
-    engine = Engine(store, Post(), lambda name, _: code(name), process=lambda: "h:1:10.1", patience=Patience(0.0))
+    # Both clocks stand still.
+    patience = Patience(0.0, monotonic=lambda: 0.0)
+    engine = Engine(store, Post(), lambda name, _: code(name), process=lambda: "h:1:10.1", patience=patience)
 
     def execute(claim: Claim | object, phase: Phase) -> None:
         assert isinstance(claim, Claim)
