@@ -7,7 +7,7 @@ goes wrong, the execution is thrown away and the lease is given back; the log al
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from durable_celery.errors import WorkflowNotFoundError
 from durable_celery.events import (
@@ -148,14 +148,13 @@ class TurnDriver:
         return message if self.ahead.may(message) else None
 
     def _write(self, outputs: Sequence[Event], *, hold: bool, begin: StepMessage | None = None) -> bool:
-        lease = self.turn.lease
-        options: dict[str, Any] = {"waiting": self.execution.waiting, "hold": hold}
-        if begin is not None:
-            options["begin"] = begin.key.number
-        if self.finishing is not None:
-            options["finishing"] = self.finishing
+        waiting, lease, number = self.execution.waiting, self.turn.lease, begin.key.number if begin else None
         try:
-            answer = self.patience.persist(lambda: self.store.commit(lease, outputs, read=self.seen, **options))
+            answer = self.patience.persist(
+                lambda: self.store.commit(
+                    lease, outputs, read=self.seen, waiting=waiting, hold=hold, begin=number, finishing=self.finishing
+                )
+            )
         except BaseException:
             if begin is not None:
                 unclaim_step(self.store, self.patience, begin.key, lease.owner)

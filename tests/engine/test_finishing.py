@@ -40,7 +40,7 @@ def verbs(world: World) -> Counter[str]:
 
 
 def is_finishing(call: Call) -> bool:
-    return "finishing" in call.options
+    return call.options.get("finishing") is not None
 
 
 def test_a_step_costs_a_claim_and_a_commit() -> None:
