@@ -66,6 +66,9 @@ def configured_shop(shop_server: RedisServer) -> ModuleType:
 def shop(configured_shop: ModuleType, shop_worker: CeleryWorker) -> Iterator[ModuleType]:
     """Give the app's module, with its worker running; a failing test shows the end of the worker's log."""
     yield configured_shop
+    # Else the message of a result that this test did not wait for is met by the next test that waits for one.
+    configured_shop.app.backend.result_consumer.stop()
+    del configured_shop.app._local.backend
     print("\n".join(shop_worker.log.splitlines()[-60:]))  # noqa: T201
 
 
