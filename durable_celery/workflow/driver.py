@@ -74,7 +74,7 @@ class Driver:
     """Switches between the workflow code of one execution and the greenlet that feeds it."""
 
     def __init__(self, loop: WorkflowLoop, report: Callable[[SideEffectError], object]) -> None:
-        self._loop = loop
+        self._own = _Asyncio(loop, None, loop.drop_generator)
         self._report = report
         self._home: greenlet.greenlet | None = None
         self._thread: int | None = None
@@ -95,8 +95,7 @@ class Driver:
 
         What goes wrong outside ends the code: it is unwound, and the exception leaves here untouched.
         """
-        outer = _Asyncio.current()
-        own = _Asyncio(self._loop, None, self._loop.drop_generator)
+        outer, own = _Asyncio.current(), self._own
         self._home = greenlet.getcurrent()
         inner = self._worker or self._greenlet(self._work)
         # One that raises has ended, and so has a session's.

@@ -232,6 +232,8 @@ class Execution:
     def _apply(self, event: Event) -> None:
         """Let one input change the state; the code runs later."""
         match event:
+            case StepCompleted():
+                self._machine.complete_step(event)
             case RunStarted():
                 self.started = event
                 if event.start_at is None and event.expires_at is None:
@@ -241,8 +243,6 @@ class Execution:
                     self._open_gate()
             case TimerFired():
                 self._machine.fire_timer(event)
-            case StepCompleted():
-                self._machine.complete_step(event)
             case StepFailed():
                 self._machine.fail_step(event)
             case SignalReceived():

@@ -87,14 +87,9 @@ class Journal:
         else:
             del self._records[number]
             self._causes[record.cause] -= 1
-        self._trail.append(Line(number=number, history=record, code=command))
+        self._trail.append(Line(number, record, command))
         self._pass_marks()
         return record or command
-
-    def holds(self, command: Output) -> bool:
-        """Tell whether history has this very command next."""
-        record = self._records.get(self.next)
-        return record is not None and difference(command, record) is None
 
     @property
     def holds_next(self) -> bool:

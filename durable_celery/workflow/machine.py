@@ -193,7 +193,7 @@ class Machine:
             options=options_of_call(task, options),
             payload=self._sealed(text, place),
         )
-        if not self.journal.holds(command):
+        if not self.journal.holds_next:
             # A recorded call stays good when a deploy changes the task's signature.
             check_arguments(task, args, kwargs)
             if kind == "workflow":
@@ -349,7 +349,10 @@ class Machine:
 
     def _digest(self, text: str, place: Place) -> str:
         """Return the digest of the next command's arguments, under the key of its record if it has one."""
-        return self._outside(partial(self.codec.digest, text, place, self.journal.next_digest))
+        like = self.journal.next_digest
+        if self.codec.is_plain:
+            return self.codec.digest(text, place, like)
+        return self._outside(partial(self.codec.digest, text, place, like))
 
     def _sealed(self, text: str, place: Place) -> str:
         """Return the stored form of the next command's payload; one that is recorded needs none."""

@@ -21,7 +21,11 @@ _HEADER = 60
 
 def weight(events: Iterable[Event]) -> int:
     """Return about how many bytes events take in the store."""
-    return sum(_HEADER + len(event.payload or "") for event in events)
+    return sum(map(_weight, events))
+
+
+def _weight(event: Event) -> int:
+    return _HEADER + len(event.payload or "")
 
 
 class HistorySize:
@@ -43,13 +47,13 @@ class HistorySize:
     def see(self, recorded: Recorded) -> None:
         """Count an event of the log."""
         self.events = recorded.seq
-        self.bytes += weight([recorded.event])
-        if isinstance(recorded.event, Output):
+        self.bytes += _weight(recorded.event)
+        if self._issued and isinstance(recorded.event, Output):
             self._issued.pop(recorded.event.number, None)
 
     def issue(self, outputs: Iterable[Output]) -> None:
         """Count commands on their way to the log."""
-        self._issued |= {output.number: weight([output]) for output in outputs}
+        self._issued |= {output.number: _weight(output) for output in outputs}
 
     def confirm(self, seq: int) -> None:
         """Note that the log ends at ``seq``, and holds all commands on their way; they will not be seen."""
