@@ -112,12 +112,15 @@ class RunAhead(threading.local):
             or task.Request not in _REQUESTS
         ):
             return False
+        app, dispatcher = self.binding.app, self.binding.dispatcher
         try:
-            request = self.binding.dispatcher.run_request(message)
+            queue = dispatcher.queue_of(message.name, message.envelope)
+            if queue not in app.amqp.queues.consume_from:
+                return False
+            request = dispatcher.run_request(message, queue)
         except Exception:  # noqa: BLE001 - a user's router or serializer: who publishes the message tells of it
             return False
-        queue = request["delivery_info"]["routing_key"]
-        if any(request["timelimit"]) or queue not in self.binding.app.amqp.queues.consume_from:
+        if any(request["timelimit"]):
             return False
         self._end = request
         return True

@@ -88,7 +88,7 @@ def envelope(options: Mapping[str, Any]) -> str:
         for name, value in options.items()
         if name in ENVELOPE and value is not False and value not in (None, [], {})
     }
-    text: str = kombu_json.dumps({**kept, **stamps})
+    text: str = kombu_json.dumps({**kept, **stamps}, separators=(",", ":"))
     return text
 
 
@@ -123,7 +123,9 @@ def shown(args: Sequence[Any], kwargs: Mapping[str, Any], codec: Codec) -> dict[
     """Return the options by which monitors see a run's arguments."""
     if codec.hides:
         return {"argsrepr": HIDDEN, "kwargsrepr": HIDDEN}
-    return {"argsrepr": saferepr(tuple(args), 1024), "kwargsrepr": saferepr(dict(kwargs), 1024)}
+    # Where there are none Celery says so by itself.
+    texts = {"argsrepr": args and saferepr(tuple(args), 1024), "kwargsrepr": kwargs and saferepr(dict(kwargs), 1024)}
+    return {name: text for name, text in texts.items() if text}
 
 
 def took(header: Mapping[str, Any] | None) -> dict[str, float]:
@@ -288,8 +290,8 @@ class CeleryDispatcher:
             **options,
         )
 
-    def run_request(self, message: RunMessage) -> dict[str, Any]:
-        """Return what a worker would have of a run's message, where there is none.
+    def run_request(self, message: RunMessage, queue: str) -> dict[str, Any]:
+        """Return what a worker would have of a run's message from a queue, where there is none.
 
         Raises:
             Exception: whatever a router or a serializer of the user's raises.
@@ -309,7 +311,7 @@ class CeleryDispatcher:
             "kwargs": kwargs,
             "delivery_info": {
                 "exchange": "",
-                "routing_key": self.queue_of(message.name, message.envelope),
+                "routing_key": queue,
                 "priority": options.get("priority"),
                 "redelivered": False,
             },

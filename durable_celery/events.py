@@ -15,7 +15,7 @@ translate, never reinterpret.
 from __future__ import annotations
 
 import json
-from dataclasses import MISSING, fields
+from dataclasses import MISSING, Field, fields
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from durable_celery.records import record
@@ -53,8 +53,9 @@ __all__ = [
     "history_to_json",
 ]
 
-#: Version of the JSON form; recorded in each run's first event.
+#: Version of the JSON form; recorded in each run's first event, where it is not the first one.
 FORMAT = 1
+_FIRST_FORMAT = 1
 
 
 @record(frozen=True, slots=True, kw_only=True)
@@ -249,8 +250,10 @@ class _Form:
 
     def __init__(self, kind: type[Event]) -> None:
         self.kind = kind
+        #: What a field is that is not written, where the class itself has something newer.
+        self.unwritten = {f.name: _FIRST_FORMAT for f in fields(kind) if f.name == "format"}
         self.fields = [
-            (f.name, self.KEYS.get(f.name, f.name), None if f.default is MISSING else f.default)
+            (f.name, self.KEYS.get(f.name, f.name), self.unwritten.get(f.name, _default_of(f)))
             for f in fields(kind)
             if f.name != "payload"
         ]
@@ -259,13 +262,17 @@ class _Form:
         form: dict[str, Any] = {"e": LETTERS[self.kind]}
         for name, key, default in self.fields:
             value = getattr(event, name)
-            if value != default or name == "format":
+            if value != default:
                 form[key] = value
         return form
 
     def build(self, header: Mapping[str, Any], payload: str | None) -> Event:
         given = {name: header[key] for name, key, _ in self.fields if key in header}
-        return self.kind(payload=payload, **given)
+        return self.kind(payload=payload, **{**self.unwritten, **given})
+
+
+def _default_of(one: Field[Any]) -> Any:
+    return None if one.default is MISSING else one.default
 
 
 #: How each class of events is named in a stored header: a history's size is what users pay for.
@@ -347,7 +354,8 @@ def history_from_json(form: Mapping[str, Any]) -> list[Recorded]:
         raise ValueError(msg)
     history = []
     for entry in form["events"]:
+        form = _FORMS[entry["event"]]
         given = {key: value for key, value in entry.items() if key not in {"seq", "at", "event"}}
-        event = _FORMS[entry["event"]].kind(**given)
+        event = form.kind(**{**form.unwritten, **given})
         history.append(Recorded(seq=entry["seq"], at=entry["at"], event=event))
     return history

@@ -56,25 +56,32 @@ class Watchdog:
         self.looks = 0
         #: Restarts since the last message that arrived.
         self.restarts = 0
-        self._is_ready = self._has_received = False
+        self._is_ready = self._has_dropped = False
+        #: Tasks that the worker had begun at the last look.
+        self._begun = 0
         signals.worker_ready.connect(self._on_ready, weak=False)
-        # Each message that is taken gives one of these.
-        for signal in (signals.task_received, signals.task_unknown, signals.task_rejected, signals.task_revoked):
-            signal.connect(self._on_message, weak=False)
+        # A message that is taken is counted when its task begins, and is in hand until then, or gives one of these.
+        for signal in (signals.task_unknown, signals.task_rejected, signals.task_revoked):
+            signal.connect(self._on_dropped, weak=False)
 
     def look(self) -> float:
         """Look once; return the seconds until the next look."""
-        has_received, self._has_received = self._has_received, False
+        has_received = self._has_received()
+        self._has_dropped, self._begun = False, state.all_total_count[0]
         if has_received:
             self.restarts = 0
         if has_received or not self._is_idle() or not (waiting := self._waiting()):
             self.looks = 0
             return self.pause
         self.looks += 1
-        if self.looks >= LOOKS and not self._has_received:
+        if self.looks >= LOOKS and not self._has_received():
             self.looks = 0
             self._act(waiting)
         return self.pause
+
+    def _has_received(self) -> bool:
+        """Whether a message came since the last look."""
+        return self._has_dropped or bool(state.all_total_count[0] != self._begun)
 
     def _is_idle(self) -> bool:
         """Whether nothing keeps this worker from taking a message."""
@@ -135,8 +142,8 @@ class Watchdog:
     def _on_ready(self, sender: Any = None, **_: Any) -> None:
         self._is_ready = self._is_ready or sender is self.worker.consumer
 
-    def _on_message(self, **_: Any) -> None:
-        self._has_received = True
+    def _on_dropped(self, **_: Any) -> None:
+        self._has_dropped = True
 
 
 def _lose(**_: Any) -> None:

@@ -82,6 +82,7 @@ class DurableStep(bootsteps.StartStopStep):
             raise CeleryCommandException(refusal, EX_FAILURE) from error
         binding.sends_events = bool(parent.task_events)
         guards.guard_redis_transport()
+        guards.keep_redis_clients()
         guards.guard_sql_transport()
         guards.guard_blocking_pool(parent.pool)
         wrap_tasks(binding)
