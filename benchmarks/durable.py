@@ -21,6 +21,7 @@ app.conf.durable_shards = int(os.environ.get("BENCH_SHARDS", "1"))
 # Longer histories than anybody should have are measured too.
 app.conf.durable_history_limit = 1_000_000
 app.conf.durable_run_ahead = float(os.environ.get("BENCH_RUN_AHEAD", "0"))
+app.conf.durable_atomic_publish = bool(os.environ.get("BENCH_ATOMIC_PUBLISH"))
 
 
 @app.task

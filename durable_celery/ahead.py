@@ -21,11 +21,12 @@ import threading
 import time
 from typing import TYPE_CHECKING, Any
 
-from celery import current_task, signals
+from celery import current_task
 from celery.app.task import Task
 from celery.utils.saferepr import saferepr
 
 from durable_celery.dispatch import HEADER, took
+from durable_celery.mail import is_publishing_watched
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -85,7 +86,7 @@ class RunAhead(threading.local):
             task is not None
             and not _is_limited(current_task)
             and not _NEED_A_MESSAGE.intersection(message.scheduled.options or ())
-            and not _is_publishing_watched()
+            and not is_publishing_watched()
             and _is_plain(task)
             and self._is_consumed(message)
         )
@@ -107,7 +108,7 @@ class RunAhead(threading.local):
             self._end is not None
             or task is None
             or _is_limited(current_task)
-            or _is_publishing_watched()
+            or is_publishing_watched()
             or any((task.time_limit, task.soft_time_limit))
             or task.Request not in _REQUESTS
         ):
@@ -205,10 +206,6 @@ def _trace(task: Any, request: dict[str, Any], call: tuple[Any, Any], tell: Call
     elif info.state in _EVENTS:
         error = {"exception": saferepr(info.retval), "traceback": str(getattr(retval, "traceback", ""))}
         tell(_EVENTS[info.state], **error, **ends)
-
-
-def _is_publishing_watched() -> bool:
-    return bool(signals.before_task_publish.receivers or signals.after_task_publish.receivers)
 
 
 def _is_limited(task: Any) -> bool:

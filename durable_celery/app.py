@@ -19,6 +19,7 @@ from durable_celery.engine import Engine, HistoryLimits, Patience
 from durable_celery.errors import ConfigurationError, WorkflowCodeError
 from durable_celery.handle import WorkflowHandle
 from durable_celery.identity import process_name
+from durable_celery.mail import PostOffice, check_place
 from durable_celery.outbox.post import Post
 from durable_celery.settings import Settings
 from durable_celery.store.protocol import Timing
@@ -62,6 +63,12 @@ class Binding:
             lost_attempts=self.settings.lost_attempts,
             patience=Patience(self.settings.patience),
         )
+        #: Makes the messages that the store itself puts into the broker, if it does.
+        self.post_office: PostOffice | None = None
+        if self.settings.atomic_publish:
+            check_place(app, self.settings.store)
+            self.post_office = PostOffice(app, self.dispatcher)
+            self.engine.mail_of = self.post_office.mail_of
         self.engine.limits = HistoryLimits(events=self.settings.history_limit, size=self.settings.history_bytes_limit)
         #: Where closed runs are kept for good, if anywhere. A test's store has none.
         self.archive = None if store is not None else archive_of(self.settings)

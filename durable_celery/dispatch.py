@@ -124,8 +124,8 @@ def shown(args: Sequence[Any], kwargs: Mapping[str, Any], codec: Codec) -> dict[
     if codec.hides:
         return {"argsrepr": HIDDEN, "kwargsrepr": HIDDEN}
     # Where there are none Celery says so by itself.
-    texts = {"argsrepr": args and saferepr(tuple(args), 1024), "kwargsrepr": kwargs and saferepr(dict(kwargs), 1024)}
-    return {name: text for name, text in texts.items() if text}
+    texts = {"argsrepr": saferepr(tuple(args), 1024)} if args else {}
+    return {**texts, "kwargsrepr": saferepr(dict(kwargs), 1024)} if kwargs else texts
 
 
 def took(header: Mapping[str, Any] | None) -> dict[str, float]:
@@ -321,10 +321,8 @@ class CeleryDispatcher:
         try:
             if self._may_wait_still(message):
                 _log.debug("%s is not sent again, it may well wait still", message)
-            elif isinstance(message, RunMessage):
-                self._publish_run(message, producer)
             else:
-                self._publish_step(message, producer)
+                self.write(message, producer)
         except self._unreachable():
             raise
         except CodecError as error:
@@ -337,6 +335,17 @@ class CeleryDispatcher:
             _log.exception("the message of %s cannot be published", name)
             if not isinstance(message, RunMessage):
                 self.reject(message, error)
+
+    def write(self, message: RunMessage | StepMessage, producer: Any) -> None:
+        """Give a message to a producer.
+
+        Raises:
+            Exception: the broker is away, or whatever a router, a codec or an ``apply_async`` of the user's raises.
+        """
+        if isinstance(message, RunMessage):
+            self._publish_run(message, producer)
+        else:
+            self._publish_step(message, producer)
 
     def _may_wait_still(self, message: RunMessage | StepMessage) -> bool:
         """Tell whether a message that was published before is most likely in its queue."""

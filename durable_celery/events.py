@@ -251,7 +251,7 @@ class _Form:
     def __init__(self, kind: type[Event]) -> None:
         self.kind = kind
         #: What a field is that is not written, where the class itself has something newer.
-        self.unwritten = {f.name: _FIRST_FORMAT for f in fields(kind) if f.name == "format"}
+        self.unwritten: dict[str, Any] = {f.name: _FIRST_FORMAT for f in fields(kind) if f.name == "format"}
         self.fields = [
             (f.name, self.KEYS.get(f.name, f.name), self.unwritten.get(f.name, _default_of(f)))
             for f in fields(kind)
@@ -354,8 +354,8 @@ def history_from_json(form: Mapping[str, Any]) -> list[Recorded]:
         raise ValueError(msg)
     history = []
     for entry in form["events"]:
-        form = _FORMS[entry["event"]]
+        shape = _FORMS[entry["event"]]
         given = {key: value for key, value in entry.items() if key not in {"seq", "at", "event"}}
-        event = form.kind(**{**form.unwritten, **given})
+        event = shape.kind(**{**shape.unwritten, **given})
         history.append(Recorded(seq=entry["seq"], at=entry["at"], event=event))
     return history

@@ -58,6 +58,8 @@ class Settings:
     cache_size: int = 500
     #: Seconds for which a process may go on with a run step after step, without a message for each; 0: it may not.
     run_ahead: float = 0.0
+    #: Put messages into the broker within the transactions of the store: both have to be one Redis database.
+    atomic_publish: bool = False
     #: How many lost processes a step without a retry policy survives.
     lost_attempts: int = 5
     #: Seconds that a finished step waits for a store that is away, before it gives up and is repeated later.

@@ -11,6 +11,7 @@ import copyreg
 import functools
 import inspect
 import logging
+from dataclasses import replace
 from datetime import datetime
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, ParamSpec, TypeVar
@@ -159,6 +160,8 @@ class DurableTask(Answering[R_co], Task, Generic[P, R_co]):
         caller: Any = self._own_app.current_worker_task
         given = {**options, "link": link, "link_error": link_error, "shadow": shadow}
         checked = self._checked(args, kwargs, task_id, given)
+        if (post_office := self.binding.post_office) is not None and producer is None:
+            checked = checked._replace(new=replace(checked.new, mail=post_office.of_start(checked.new)))
         started = self._start(checked)
         if started.message is not None:
             self.binding.dispatcher.publish_first(started.message, producer=producer)

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
     from durable_celery.engine.ports import Ahead, Dispatcher, Workflows
     from durable_celery.events import StepCompleted, StepFailed
-    from durable_celery.store.protocol import Claim, Lease, RunRecord, Store
+    from durable_celery.store.protocol import Claim, Lease, Mail, RunRecord, Store
     from durable_celery.workflow import Definition
 
 __all__ = ["Runs"]
@@ -71,6 +71,8 @@ class Runs:
         self.limits = HistoryLimits()
         #: Executes steps in this process, where it may.
         self.ahead: Ahead | None = None
+        #: Gives messages the form in which the store itself can put them into the broker; nothing where it cannot.
+        self.mail_of: Callable[[Sequence[StepMessage]], Sequence[Mail]] | None = None
         self.family = Family(store, dispatcher, self.codec)
 
     def take_turn(self, workflow_id: str) -> Ending | None:
@@ -145,7 +147,7 @@ class Runs:
                 self._discard(execution)
                 return self._ending(turn)
             execution = self._execution(turn, execution)
-            driver = TurnDriver(self.store, execution, turn, self.patience, ahead=self.ahead)
+            driver = self._driver(execution, turn)
             self._drive_to_rest(driver, deliver=deliver)
             return self._after(driver, deliver=deliver)
         except Exception as error:  # noqa: BLE001 - a turn's error is never the run's outcome
@@ -196,7 +198,7 @@ class Runs:
         run = replace(rest.run, read=execution.position, length=seq, token=lease.token, owner=lease.owner)
         turn = Turn(lease=lease, run=run, events=(Recorded(seq=seq, at=at, event=outcome),), now=at)
         finishing = Finishing(key=claim.key, token=claim.token, outcome=outcome, at=at)
-        driver = TurnDriver(self.store, execution, turn, self.patience, ahead=self.ahead, finishing=finishing)
+        driver = self._driver(execution, turn, finishing)
         try:
             self._drive_to_rest(driver, deliver=False)
             self._after(driver, deliver=False)
@@ -210,6 +212,11 @@ class Runs:
             _log.debug("a turn of %s was assumed wrongly: %s", run.workflow_id, error)
             return False
         return True
+
+    def _driver(self, execution: Execution, turn: Turn, finishing: Finishing | None = None) -> TurnDriver:
+        return TurnDriver(
+            self.store, execution, turn, self.patience, ahead=self.ahead, finishing=finishing, mail_of=self.mail_of
+        )
 
     def _drive_to_rest(self, driver: TurnDriver, *, deliver: bool) -> None:
         """Feed, commit and publish until nothing is new or the run has ended."""

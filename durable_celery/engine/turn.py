@@ -26,17 +26,19 @@ from durable_celery.events import (
 from durable_celery.store.protocol import Claim, Finishing, Refused, RunMessage, StepKey, StepMessage
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from durable_celery.engine.patience import Patience
     from durable_celery.engine.ports import Ahead
-    from durable_celery.store.protocol import Lease, RunRecord, Store, Turn
+    from durable_celery.store.protocol import Lease, Mail, RunRecord, Store, Turn
     from durable_celery.workflow import Execution
 
 __all__ = ["Ending", "TurnDriver", "claim_step", "run_message"]
 
 #: How many events are asked for at once.
 _PAGE = 1000
+#: How many messages may go into the broker with a commit; more of them have few round trips as well.
+_FEW = 10
 #: Outputs by which a run ends; nobody may be left to hear of a step.
 _NOT_AHEAD = RunContinued | RunCompleted | RunFailed | RunCancelled
 
@@ -87,10 +89,11 @@ class TurnDriver:
         *,
         ahead: Ahead | None = None,
         finishing: Finishing | None = None,
+        mail_of: Callable[[Sequence[StepMessage]], Sequence[Mail]] | None = None,
     ) -> None:
         """Join a lease with an execution that stands at or before the lease's events."""
         self.store, self.execution, self.turn, self.patience = store, execution, turn, patience
-        self.ahead = ahead
+        self.ahead, self.mail_of = ahead, mail_of
         #: The outcome that the turn begins with, until a commit has recorded it; only then the lease is given.
         self.finishing = finishing
         self.now = turn.now
@@ -149,10 +152,19 @@ class TurnDriver:
 
     def _write(self, outputs: Sequence[Event], *, hold: bool, begin: StepMessage | None = None) -> bool:
         waiting, lease, number = self.execution.waiting, self.turn.lease, begin.key.number if begin else None
+        messages = self._messages(outputs, begin)
+        mail = self.mail_of(messages) if self.mail_of and 0 < len(messages) <= _FEW else ()
         try:
             answer = self.patience.persist(
                 lambda: self.store.commit(
-                    lease, outputs, read=self.seen, waiting=waiting, hold=hold, begin=number, finishing=self.finishing
+                    lease,
+                    outputs,
+                    read=self.seen,
+                    waiting=waiting,
+                    hold=hold,
+                    begin=number,
+                    finishing=self.finishing,
+                    mail=mail,
                 )
             )
         except BaseException:
@@ -163,7 +175,9 @@ class TurnDriver:
         if begin is not None:
             self._begin(begin, is_claimed=answer.begun)
         self.now = answer.now
-        self._collect(outputs, begin)
+        if not answer.mailed:
+            self.messages += messages
+        self._note_end(outputs)
         if self.is_over and self.terminal is None:
             # The log that this turn knows was set aside; what came meanwhile stands in that of the next run.
             return False
@@ -213,13 +227,16 @@ class TurnDriver:
         if started is not None and (started.start_at is None or self.now >= started.start_at):
             self.patience.persist(lambda: self.store.append(workflow_id, TimerFired(number=0), key="timer:0"))
 
-    def _collect(self, outputs: Sequence[Event], begun: StepMessage | None) -> None:
+    def _messages(self, outputs: Sequence[Event], begun: StepMessage | None) -> list[StepMessage]:
+        """Return the messages that outputs entail, of steps that somebody still wants and nobody has begun."""
         unwanted = {event.target for event in outputs if isinstance(event, CommandCancelled)}
         unwanted |= {begun.key.number} if begun else set()
+        steps = [event for event in outputs if isinstance(event, StepScheduled)]
+        return [self._step_message(event) for event in steps if event.number not in unwanted]
+
+    def _note_end(self, outputs: Sequence[Event]) -> None:
         for event in outputs:
-            if isinstance(event, StepScheduled) and event.number not in unwanted:
-                self.messages.append(self._step_message(event))
-            elif isinstance(event, RunContinued):
+            if isinstance(event, RunContinued):
                 self.is_over = True
             elif isinstance(event, RunCompleted | RunFailed | RunCancelled):
                 self.terminal, self.is_over = event, True

@@ -38,6 +38,7 @@ from durable_celery.store.protocol import (
     Finished,
     Finishing,
     Lease,
+    Mail,
     NewRun,
     PendingStep,
     Refusal,
@@ -166,6 +167,7 @@ class MemoryStore(Tables):
         hold: bool,
         begin: int | None = None,
         finishing: Finishing | None = None,
+        mail: Sequence[Mail] = (),  # noqa: ARG002 - the broker is elsewhere
     ) -> Committed:
         """See :meth:`Store.commit`."""
         written, before = ([finishing.outcome, *outputs], read - 1) if finishing else (outputs, read)

@@ -32,7 +32,7 @@ from __future__ import annotations
 
 from dataclasses import field
 from enum import StrEnum
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol
 
 from durable_celery.codec import Place
 from durable_celery.records import record
@@ -51,6 +51,7 @@ __all__ = [
     "Finished",
     "Finishing",
     "Lease",
+    "Mail",
     "NewRun",
     "PendingStep",
     "Refusal",
@@ -165,6 +166,14 @@ class StepKey:
         return cls(workflow_id=workflow_id, run=int(run), number=int(number))
 
 
+class Mail(NamedTuple):
+    """A message as it lies in the broker, for a store that is on the same server."""
+
+    #: The key of its queue.
+    queue: str
+    text: str
+
+
 @record(frozen=True, slots=True, kw_only=True)
 class NewRun:
     """What a start writes."""
@@ -188,6 +197,8 @@ class NewRun:
     parent: str | None = None
     #: Whether the agenda sends its message, at once, and not the caller.
     unsent: bool = False
+    #: Its message, for a store that can put it into the broker with the run.
+    mail: Mail | None = None
 
 
 @record(frozen=True, slots=True, kw_only=True)
@@ -287,7 +298,7 @@ class Started:
 
     #: Whether this call made the run; False: it was there already, with the same arguments.
     created: bool
-    #: The message to publish; None where the run is not to begin yet, or was there already.
+    #: The message to publish; None where the run is not to begin yet, was there already, or the store has published it.
     message: RunMessage | None
 
 
@@ -347,6 +358,8 @@ class Committed:
     now: int
     #: Whether the step that was to begin is claimed. A commit that comes again says False: :meth:`Store.claim` tells.
     begun: bool = False
+    #: Whether the store has put the mail into the broker.
+    mailed: bool = False
 
 
 @record(frozen=True, slots=True, kw_only=True)
@@ -501,6 +514,7 @@ class Store(Protocol):
         hold: bool,
         begin: int | None = None,
         finishing: Finishing | None = None,
+        mail: Sequence[Mail] = (),
     ) -> Committed:
         """Append the outputs of a turn, with all that follows from them (worker).
 
@@ -526,6 +540,8 @@ class Store(Protocol):
         before the lease's. Then the outcome is recorded and the lease given, as by :meth:`finish` with ``take_over``,
         and the rest is done, all in one. If the assumption does not hold, if ``at`` is still to come by the store's
         clock, or if the process has expired, the lease is stale.
+
+        ``mail`` is put into the broker in the same transaction, by a store that can; else the caller publishes.
 
         A commit that has taken effect and comes again is known by its position and its outputs, and gets its answer
         again. So ``read`` is never less than the length that the last commit of the run returned.

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from itertools import chain
 from operator import methodcaller
 from typing import TYPE_CHECKING, Any, Self
 
@@ -35,6 +36,7 @@ from durable_celery.store.protocol import (
     Finished,
     Finishing,
     Lease,
+    Mail,
     NewRun,
     Refusal,
     Refused,
@@ -165,6 +167,7 @@ class RedisStore:
         hold: bool,
         begin: int | None = None,
         finishing: Finishing | None = None,
+        mail: Sequence[Mail] = (),
     ) -> Committed:
         """See :meth:`Store.commit`."""
         done, *answer = self._verb(
@@ -176,6 +179,8 @@ class RedisStore:
             printable(waiting),
             int(hold),
             "" if begin is None else begin,
+            len(mail),
+            *chain.from_iterable(mail),
             *(finishing_words(finishing) if finishing else ()),
             *output_words(outputs),
         )
@@ -185,8 +190,9 @@ class RedisStore:
                 f"lease {lease.token} of workflow {lease.workflow_id!r} is stale, nothing was written: {token} is the "
                 f"newest, held by {owner or 'nobody'}, and the turn stood at {read} of {position} committed events"
             )
-        lines, length, held, now, begun = answer
-        return Committed(events=events_of(lines, read), length=length, held=bool(held), now=now, begun=bool(begun))
+        lines, length, held, now, begun, mailed = answer
+        events = events_of(lines, read)
+        return Committed(events=events, length=length, held=bool(held), now=now, begun=bool(begun), mailed=bool(mailed))
 
     def release(self, workflow_id: str, owner: str, *, delay: float, reason: str = "") -> None:
         """See :meth:`Store.release`."""
@@ -377,6 +383,7 @@ def _start_words(new: NewRun) -> tuple[str | int, ...]:
         milliseconds(new.delay),
         "" if new.expires is None else milliseconds(new.expires),
         int(new.unsent),
+        *(new.mail or ()),
     )
 
 

@@ -38,6 +38,7 @@ app.conf.update(
     durable_run_ahead=float(os.environ.get("SHOP_RUN_AHEAD", "0")),
     accept_content=["json", "yaml"],
     result_extended=True,
+    durable_atomic_publish=bool(os.environ.get("SHOP_ATOMIC_PUBLISH")),
     task_routes={"shop.routed": {"queue": "side"}},
     beat_schedule={"often": {"task": "shop.note_flow", "schedule": 0.5, "args": ["beat"]}},
     result_backend_transport_options={"retry_policy": {"max_retries": 1, "interval_start": 0, "interval_step": 0.1}},

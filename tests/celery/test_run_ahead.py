@@ -210,9 +210,7 @@ def test_an_end_is_delivered_where_it_came_about_whether_or_not_steps_run_ahead(
 
 def test_the_request_of_an_end_is_that_of_its_message(app: Celery, flow: Any) -> None:
     options = {"link": [flow.si()], "root_id": "r", "group_id": "g", "headers": {"tenant": "t"}, "ignore_result": True}
-    request = ahead_of(app).binding.dispatcher.run_request(
-        run_message(**json.loads(envelope(options))), "some-queue"
-    )
+    request = ahead_of(app).binding.dispatcher.run_request(run_message(**json.loads(envelope(options))), "some-queue")
 
     assert (request["id"], request["task"], request["root_id"], request["group"]) == ("w", "flow", "r", "g")
     assert (request["tenant"], request["ignore_result"], request["args"], request["kwargs"]) == ("t", True, (), {})

@@ -15,6 +15,7 @@ app.conf.update(
     task_ignore_result=True,
     durable_resend_after=300.0,
     durable_run_ahead=float(os.environ.get("COSTS_RUN_AHEAD", "0")),
+    durable_atomic_publish=bool(os.environ.get("COSTS_ATOMIC_PUBLISH")),
 )
 
 

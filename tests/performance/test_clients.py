@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from kombu import Connection
+from kombu.connection import Connection
 from kombu.transport.redis import Channel
 
 from durable_celery.guards import keep_redis_clients

@@ -195,10 +195,24 @@ def _index_members(client: redis.Redis, workflow_id: str) -> set[str]:
     return {key for key in keys if workflow_id in str(client.zrange(key, 0, -1))}
 
 
+def test_a_step_whose_message_goes_with_the_commit_costs_no_more_round_trips(
+    server: RedisServer, worker: CeleryWorker, tmp_path: Path
+) -> None:
+    """Near the end of this file: the worker that the others share would take a part of it."""
+    worker.stop()
+    with working(server, tmp_path, COSTS_ATOMIC_PUBLISH="1"), Monitor(server) as monitor:
+        sequence.delay(10)
+        costs = monitor.until("deliver")
+
+    assert costs.of_runs() == {"start": 1, "take": 2, "claim": 10, "commit": 11, "deliver": 1}
+    # That of the start, by this process, which publishes as ever.
+    assert costs.messages == 1
+
+
 def test_a_step_that_runs_ahead_costs_one_script_and_no_message(
     server: RedisServer, worker: CeleryWorker, tmp_path: Path
 ) -> None:
-    """Last in this file: the worker that the others share would take a part of it."""
+    """As above."""
     worker.stop()
     with working(server, tmp_path, COSTS_RUN_AHEAD="60"), Monitor(server) as monitor:
         sequence.delay(10)

@@ -1,15 +1,17 @@
 -- commit: append the outputs of a turn, with all that follows from them.
--- ARGV: 2 id, 3 token, 4 owner, 5 read, 6 waiting, 7 hold (0, 1), 8 number of a step that the owner begins, or ''; then
+-- ARGV: 2 id, 3 token, 4 owner, 5 read, 6 waiting, 7 hold (0, 1), 8 number of a step that the owner begins, or '',
+--       9 how many messages go into the broker; then two for each of them: queue, text; then
 --       five for each output: what follows, number, two more, text of the event.
 --       What follows: 'step' and 'child' (JSON of the limits or ''), 'timer' (due),
 --       'cancel' (target), 'close' (status), 'continue' (names of the kinds of inputs that go along), '' (nothing).
 --       'close' and 'continue' end a run, so they come last. Before all others may come the outcome of a step, which is
 --       an input and recorded here, with the lease that it takes: 'finish' (the claim's token, when).
--- Returns: {1, events between read and the outputs, length, held (0, 1), now, begun (0, 1)};
+-- Returns: {1, events between read and the outputs, length, held (0, 1), now, begun (0, 1), mailed (0, 1)};
 --       or, if stale, {0, newest token, owner, read}.
 
 local id, token, owner, read = ARGV[2], tonumber(ARGV[3]), ARGV[4], tonumber(ARGV[5])
-local waiting, hold, FIRST, WIDTH = ARGV[6], ARGV[7] == '1', 9, 5
+local waiting, hold, letters = ARGV[6], ARGV[7] == '1', tonumber(ARGV[9])
+local FIRST, WIDTH = 10 + 2 * letters, 5
 local count = (#ARGV - FIRST + 1) / WIDTH
 local run = run_of(id)
 local is_finishing = ARGV[FIRST] == 'finish'
@@ -36,8 +38,8 @@ local function is_repeated()
 end
 
 if run and is_repeated() then
-  if is_continuing then return { 1, {}, redis.call('LLEN', log_key(id, newest(id) - 1)) - 1, 0, NOW, 0 } end
-  return { 1, page(id, read, run.read - count), run.read, run.owner and 1 or 0, NOW, 0 }
+  if is_continuing then return { 1, {}, redis.call('LLEN', log_key(id, newest(id) - 1)) - 1, 0, NOW, 0, 0 } end
+  return { 1, page(id, read, run.read - count), run.read, run.owner and 1 or 0, NOW, 0, letters > 0 and 1 or 0 }
 end
 
 -- The step that the outcome is of, if nothing has happened to the run since its last turn but an attempt at it.
@@ -171,7 +173,7 @@ if is_continuing then
   run.read, run.failures, run.reason = nil, nil, nil
   give_back(id)
   wake(id)
-  return done({ 1, {}, length, 0, NOW, 0 })
+  return done({ 1, {}, length, 0, NOW, 0, 0 })
 end
 run.read, run.failures, run.reason = length, nil, nil
 if not is_closed(run) then
@@ -184,4 +186,10 @@ if not held then
   give_back(id)
   wake(id)
 end
-return done({ 1, page(id, read, base), length, held and 1 or 0, NOW, begun and 1 or 0 })
+local reply = done({ 1, page(id, read, base), length, held and 1 or 0, NOW, begun and 1 or 0 })
+local mailed = 0
+for index = 10, FIRST - 1, 2 do
+  mailed = mailed + (post(ARGV[index], ARGV[index + 1]) and 1 or 0)
+end
+reply[7] = letters > 0 and mailed == letters and 1 or 0
+return reply

@@ -81,6 +81,9 @@ local function done(reply)
   return reply
 end
 
+-- Put a message into a queue of the broker; whether it could be. It comes last: what a script has done stays done.
+local function post(queue, message) return type(redis.pcall('LPUSH', queue, message)) == 'number' end
+
 -- The log ------------------------------------------------------------------------------------------------------------
 
 local function length_of(id) return redis.call('LLEN', log_key(id)) - 1 end

@@ -1,7 +1,8 @@
 -- start: create a run with its first event, or find the one that is there.
 -- ARGV: 2 id, 3 '<digest>\n<name>' , 4 '\n<parent>\n<envelope>', 5 header of RunStarted (JSON), 6 its payload,
---       7 delay (ms, 0: none), 8 expires (ms, '': never), 9 whether the agenda sends its message (0, 1)
--- Returns: {created (0, 1), message or false}, or {-1, head of the run that has the id}.
+--       7 delay (ms, 0: none), 8 expires (ms, '': never), 9 whether the agenda sends its message (0, 1); then perhaps
+--       10 the broker's queue and 11 the message that is to be put into it
+-- Returns: {created (0, 1), message or false (it is not to be published)}, or {-1, head of the run that has the id}.
 
 local id, identity, rest, header, payload = ARGV[2], ARGV[3], ARGV[4], ARGV[5], ARGV[6]
 local delay, expires = tonumber(ARGV[7]), tonumber(ARGV[8])
@@ -32,4 +33,5 @@ if ARGV[9] == '1' then
   return done({ 1, false })
 end
 local message = wake(id)
+if message and ARGV[10] and post(ARGV[10], ARGV[11]) then message = false end
 return done({ 1, message })

@@ -25,6 +25,7 @@ from durable_celery.store.protocol import (
     Finished,
     Finishing,
     Lease,
+    Mail,
     NewRun,
     PendingStep,
     Refusal,
@@ -157,6 +158,7 @@ class SqlStore:
         hold: bool,
         begin: int | None = None,
         finishing: Finishing | None = None,
+        mail: Sequence[Mail] = (),  # noqa: ARG002 - the broker is elsewhere
     ) -> Committed:
         """See :meth:`Store.commit`."""
         return self._server.transact(
