@@ -13,9 +13,11 @@ import pytest
 import redis
 from redis.exceptions import NoPermissionError, ResponseError
 
+from durable_celery.store.protocol import Mail
 from durable_celery.store.redis import RedisStore
 from tests.security.conftest import APP, Vault
 from tests.servers import RedisServer
+from tests.store.moves import new
 from tests.workers import ROOT
 
 ACL = ROOT / "docker" / "redis-users.acl"
@@ -104,6 +106,19 @@ def test_users_of_broker_and_store_cannot_reach_each_other_s_keys(guarded: Guard
     for user, key in (("broker", "durable:{0}:log:x"), ("durable", "celery")):
         with guarded.as_user(user) as client, pytest.raises(NoPermissionError):
             client.lpush(key, "forged")
+
+
+@pytest.mark.parametrize(("user", "may_publish"), [("celery", True), ("durable", False)])
+def test_a_store_that_may_not_write_to_the_broker_leaves_that_to_the_caller(
+    guarded: GuardedServer, user: str, may_publish: bool
+) -> None:
+    store = RedisStore.from_url(guarded.url_of(user))
+    started = store.start(new(f"mail-of-{user}", mail=Mail("celery", "a message")))
+
+    assert started.created
+    assert (started.message is None) == may_publish
+    with guarded.client() as admin:
+        assert admin.delete("celery") == may_publish
 
 
 def test_nobody_gets_in_without_a_name(guarded: GuardedServer) -> None:
