@@ -25,7 +25,9 @@ def main() -> None:
     parser.add_argument("--store", choices=stores, default="redis", help="where the histories are (default redis)")
     parser.add_argument("--aof", choices=("no", "everysec", "always"), default="no", help="when Redis syncs its disk")
     parser.add_argument("--run-ahead", type=float, default=0.0, help="seconds of durable_run_ahead (default 0: off)")
+    parser.add_argument("--atomic-publish", action="store_true", help="durable_atomic_publish (default: off)")
     options = parser.parse_args()
+    os.environ["BENCH_ATOMIC_PUBLISH"] = "1" if options.atomic_publish else ""
     os.environ["BENCH_RUN_AHEAD"] = str(options.run_ahead)
     unknown = set(options.workloads) - set(workloads)
     if unknown:
@@ -45,6 +47,7 @@ def main() -> None:
         "store": options.store,
         "aof": options.aof,
         "run-ahead": options.run_ahead,
+        "atomic-publish": options.atomic_publish,
         "redis-server": version,
         "pool": f"prefork -c {CONCURRENCY}",
         "pairs": scale.pairs,
