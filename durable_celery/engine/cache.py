@@ -14,6 +14,7 @@ from threading import get_native_id
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from durable_celery.events import Recorded
     from durable_celery.store.protocol import RunRecord
     from durable_celery.workflow import Execution
 
@@ -22,15 +23,15 @@ __all__ = ["ExecutionCache", "Parked", "Rest"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rest:
-    """Where a run stood when its last turn in this process was over."""
+    """Where a run stood when its last turn in this process was over, or a later one of which this process was told."""
 
     run: RunRecord
-    #: The turn's.
+    #: That turn's.
     token: int
     #: The store's clock then, in ms since 1970, and this process's monotonic one, in seconds.
     now: int
     since: float
-    #: How long its code took, in seconds, local steps included.
+    #: How long the code of the last turn here took, in seconds, local steps included.
     took: float
 
 
@@ -40,6 +41,8 @@ class Parked:
 
     execution: Execution
     rest: Rest
+    #: The events that lie between the two, where it is known that others have moved it.
+    missed: tuple[Recorded, ...] = ()
 
 
 class ExecutionCache:
@@ -53,6 +56,10 @@ class ExecutionCache:
     def checkout(self, workflow_id: str) -> Parked | None:
         """Take an execution out of this thread's cache."""
         return self._mine().pop(workflow_id, None)
+
+    def look(self, workflow_id: str) -> Parked | None:
+        """Return an execution that stays in this thread's cache."""
+        return self._mine().get(workflow_id)
 
     def put(self, workflow_id: str, parked: Parked) -> None:
         """Keep an execution that stands exactly where the log stands; the least recently used one may be evicted."""

@@ -80,8 +80,10 @@ class Engine(Runs):
 
     # -- steps -------------------------------------------------------------------------------------------------------
 
-    def begin_step(self, key: StepKey, *, settles: bool = False) -> Claim | Refusal:
+    def begin_step(self, key: StepKey, *, settles: bool = False, go_on: bool = False) -> Claim | Refusal:
         """Claim the next attempt of a step; a refusal means that it must not be executed.
+
+        With ``go_on`` the run is to go on here when the step is done; so suspended code hears what it has missed.
 
         An attempt that is one too many fails the step; where it ``settles``, it may first look what was committed: ask
         :meth:`is_lost`.
@@ -89,10 +91,13 @@ class Engine(Runs):
         Raises:
             StoreUnavailableError: no answer; the attempt, if there was one, is given back.
         """
-        answer = claim_step(self.store, self.patience, key, self._owner())
+        known = self._position(key) if go_on else None
+        answer = claim_step(self.store, self.patience, key, self._owner(), known)
         if isinstance(answer, Refused):
             self.publish([answer.message])
             return answer.reason
+        if answer.view is not None:
+            self._note(answer.view)
         if not settles and self.is_lost(answer):
             self.lose_step(answer)
             return Refusal.FINISHED
@@ -237,6 +242,8 @@ class Engine(Runs):
     def _finish(self, claim: Claim, outcome: StepCompleted | StepFailed, *, go_on: bool = False) -> None:
         workflow_id = claim.key.workflow_id
         parked = self.cache.checkout(workflow_id) if go_on else None
+        if parked is not None and parked.missed:
+            parked = self._catch_up(parked)
         if parked is not None and parked.execution.open_steps > _CROWD and isinstance(outcome, StepCompleted):
             self.cache.put(workflow_id, parked)
             parked, go_on = None, False

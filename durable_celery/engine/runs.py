@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
     from durable_celery.engine.ports import Ahead, Dispatcher, Workflows
     from durable_celery.events import StepCompleted, StepFailed
-    from durable_celery.store.protocol import Claim, Lease, Mail, RunRecord, Store
+    from durable_celery.store.protocol import Claim, Lease, Mail, RunRecord, StepKey, Store, View
     from durable_celery.workflow import Definition
 
 __all__ = ["Runs"]
@@ -180,6 +180,34 @@ class Runs:
         version = next((item.event.version for item in page[:1] if isinstance(item.event, RunStarted)), 1)
         return self.workflows(run.name, version)
 
+    def _position(self, key: StepKey) -> int | None:
+        """Return where suspended code stands that may go on with a step's outcome, if that is likely."""
+        parked = self.cache.look(key.workflow_id)
+        # Where it waits for many, much happens to it meanwhile.
+        is_likely = parked is not None and parked.execution.run == key.run and parked.execution.open_steps == 1
+        return parked.execution.position if parked is not None and is_likely else None
+
+    def _note(self, view: View) -> None:
+        """Keep what suspended code has missed until it is to go on."""
+        workflow_id = view.run.workflow_id
+        if (parked := self.cache.checkout(workflow_id)) is not None:
+            since = self.patience.monotonic()
+            rest = Rest(run=view.run, token=view.run.token, now=view.now, since=since, took=parked.rest.took)
+            self.cache.put(workflow_id, Parked(parked.execution, rest, view.events))
+
+    def _catch_up(self, parked: Parked) -> Parked | None:
+        """Feed suspended code with what it has missed, all of which turns elsewhere have read; None if it is of no use.
+
+        Without a lease nothing may be run, so code that would begin a local step here is not what wrote this history.
+        """
+        execution, run = parked.execution, parked.rest.run
+        try:
+            execution.feed(parked.missed, fresh_after=run.read, before_local=_refuse_to_run)
+        except Exception as error:  # noqa: BLE001 - the turn that takes its place meets it again, and tells of it
+            _log.debug("suspended code of %s cannot go on from where its run stands: %s", run.workflow_id, error)
+            return None
+        return Parked(execution, parked.rest)
+
     def _end_and_go_on(self, claim: Claim, outcome: StepCompleted | StepFailed, parked: Parked, lease: Lease) -> bool:
         """Feed an outcome that is not recorded yet, and record it with the first commit of what the code makes of it.
 
@@ -321,3 +349,7 @@ class Runs:
 
     def _owner(self) -> str:
         return f"{self.process()}#{os.urandom(6).hex()}"
+
+
+def _refuse_to_run() -> None:
+    raise StaleLeaseError("a local step would begin without a lease")

@@ -59,14 +59,14 @@ def run_message(run: RunRecord) -> RunMessage:
     )
 
 
-def claim_step(store: Store, patience: Patience, key: StepKey, owner: str) -> Claim | Refused:
-    """Claim the next attempt of a step.
+def claim_step(store: Store, patience: Patience, key: StepKey, owner: str, known: int | None = None) -> Claim | Refused:
+    """Claim the next attempt of a step; with ``known``, as :meth:`Store.claim` has it.
 
     Raises:
         StoreUnavailableError: no answer; the attempt, if there was one, is given back.
     """
     try:
-        return patience.persist(lambda: store.claim(key, owner))
+        return patience.persist(lambda: store.claim(key, owner, known=known))
     except BaseException:
         unclaim_step(store, patience, key, owner)
         raise

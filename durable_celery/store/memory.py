@@ -53,6 +53,7 @@ from durable_celery.store.protocol import (
     StepState,
     Sweep,
     Turn,
+    View,
     hastened,
     hosts_of,
 )
@@ -249,7 +250,9 @@ class MemoryStore(Tables):
 
     # -- the life of a step ------------------------------------------------------------------------------------------
 
-    def claim(self, key: StepKey, owner: str, *, progress: str | None = None) -> Claim | Refused:
+    def claim(
+        self, key: StepKey, owner: str, *, progress: str | None = None, known: int | None = None
+    ) -> Claim | Refused:
         """See :meth:`Store.claim`."""
         with self.lock:
             run = self.run_table.get(key.workflow_id)
@@ -280,7 +283,15 @@ class MemoryStore(Tables):
                 scheduled=step.scheduled,
                 override=step.override,
                 progress=step.progress,
+                view=None if known is None else self._view(run, key, known),
             )
+
+    def _view(self, run: Run, key: StepKey, known: int) -> View | None:
+        record, length = run.record, len(run.log)
+        is_at_rest = run.needs(key) and record.owner is None and record.read == length
+        if not is_at_rest or not known < length <= known + PAGE:
+            return None
+        return View(run=replace(record, length=length), events=tuple(run.log[known:]), now=self.clock())
 
     def _begin(self, run: Run, place: int, owner: str) -> None:
         """Begin the next attempt of a step that waits for it."""

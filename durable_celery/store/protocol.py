@@ -68,6 +68,7 @@ __all__ = [
     "Sweep",
     "Timing",
     "Turn",
+    "View",
     "hastened",
     "hosts_of",
 ]
@@ -363,6 +364,16 @@ class Committed:
 
 
 @record(frozen=True, slots=True, kw_only=True)
+class View:
+    """What suspended code has missed of a run that nobody has in hand and in which nothing is unread."""
+
+    run: RunRecord
+    #: All events after the position that the caller knew.
+    events: tuple[Recorded, ...]
+    now: int
+
+
+@record(frozen=True, slots=True, kw_only=True)
 class Claim:
     """The right to execute one attempt of a step and to record its outcome."""
 
@@ -380,6 +391,8 @@ class Claim:
     override: str | None = None
     #: What the last heartbeat saved, of this attempt or of an earlier one (encoded), or None.
     progress: str | None = None
+    #: Where the run stands now, if that was asked for and there is something to be told.
+    view: View | None = None
 
 
 @record(frozen=True, slots=True, kw_only=True)
@@ -567,8 +580,13 @@ class Store(Protocol):
         """
         ...
 
-    def claim(self, key: StepKey, owner: str, *, progress: str | None = None) -> Claim | Refused:
+    def claim(
+        self, key: StepKey, owner: str, *, progress: str | None = None, known: int | None = None
+    ) -> Claim | Refused:
         """Begin an attempt of a step, counted before it runs (worker); with ``progress``, give a heartbeat of it.
+
+        With ``known``, the seq up to which the caller has seen the run that the step is of, the claim also has what
+        came after it, where nobody has the run's lease, its turns have read it all, and it is no more than a page.
 
         A heartbeat never begins anything. It takes the step's heartbeat limit up anew, and saves what it brings: a text
         for the next attempt to find, or ``""`` to leave what is there. A step that is WAITING takes it from anybody.

@@ -63,6 +63,7 @@ from durable_celery.store.redis_replies import (
     read_message,
     read_record,
     read_turn,
+    read_view,
     scheduled_step,
 )
 from durable_celery.store.redis_server import Server, connect
@@ -204,13 +205,16 @@ class RedisStore:
 
     # -- the life of a step ------------------------------------------------------------------------------------------
 
-    def claim(self, key: StepKey, owner: str, *, progress: str | None = None) -> Claim | Refused:
+    def claim(
+        self, key: StepKey, owner: str, *, progress: str | None = None, known: int | None = None
+    ) -> Claim | Refused:
         """See :meth:`Store.claim`."""
         beat = [] if progress is None else [progress]
-        kind, *answer = self._verb("claim", key.workflow_id, key.run, key.number, owner, *beat)
+        place = (key.workflow_id, key.run, key.number)
+        kind, *answer = self._verb("claim", *place, owner, "" if known is None else known, *beat)
         if kind == "refused":
             return Refused(reason=Refusal(answer[0]), message=_run_message(answer[1]))
-        attempt, lost, retries, line, override, saved = answer
+        attempt, lost, retries, line, override, saved, view = answer
         return Claim(
             key=key,
             token=attempt,
@@ -221,6 +225,7 @@ class RedisStore:
             scheduled=scheduled_step(line),
             override=override,
             progress=saved,
+            view=read_view(view, known) if view and known is not None else None,
         )
 
     def finish(

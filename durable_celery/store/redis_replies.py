@@ -37,6 +37,7 @@ from durable_celery.store.protocol import (
     StepMessage,
     StepState,
     Turn,
+    View,
 )
 
 if TYPE_CHECKING:
@@ -53,6 +54,7 @@ __all__ = [
     "read_message",
     "read_record",
     "read_turn",
+    "read_view",
     "scheduled_step",
 ]
 
@@ -119,6 +121,11 @@ def read_turn(reply: Sequence[Any], owner: str, known: int) -> Turn:
     run = read_record(reply[0])
     lease = Lease(workflow_id=run.workflow_id, token=run.token, owner=owner)
     return Turn(lease=lease, run=run, events=events_of(reply[1], known), now=reply[2])
+
+
+def read_view(reply: Sequence[Any], known: int) -> View:
+    """Return the view from ``[record, lines, now]``."""
+    return View(run=read_record(reply[0]), events=events_of(reply[1], known), now=reply[2])
 
 
 def read_message(reply: Sequence[Any]) -> RunMessage | StepMessage:

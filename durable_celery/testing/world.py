@@ -145,7 +145,7 @@ class Process:
             self.engine.delivered(ending)
 
     def _step(self, message: StepMessage) -> None:
-        claim = self.engine.begin_step(message.key)
+        claim = self.engine.begin_step(message.key, go_on=self.world.go_on)
         if isinstance(claim, Claim):
             self._execute(message, claim)
 

@@ -18,9 +18,11 @@ from durable_celery.workflow import WorkflowContext
 from tests.engine.invariants import check_at_rest
 
 
-def world_of(function: Callable[..., Any], slow: Callable[[World], object] = lambda _: None, **options: Any) -> World:
-    """Start a run of a workflow that is given a step, which is its only argument, in a world of one process."""
-    world = World(processes=1, **options)
+def world_of(
+    function: Callable[..., Any], slow: Callable[[World], object] = lambda _: None, processes: int = 1, **options: Any
+) -> World:
+    """Start a run of a workflow that is given a step, which is its only argument."""
+    world = World(processes=processes, **options)
 
     def plus(x: int) -> int:
         slow(world)
@@ -68,6 +70,69 @@ def test_without_its_suspended_code_a_step_is_finished_first() -> None:
     world.run()
 
     assert verbs(world) == {"take": 2, "claim": 3, "finish": 3, "commit": 4}
+
+
+def six_steps(ctx: WorkflowContext, plus: Any) -> int:
+    return sum(ctx.step(plus, number) for number in range(6))
+
+
+def test_two_processes_that_take_turns_hear_what_they_have_missed_with_their_claims() -> None:
+    world = world_of(six_steps, processes=2)
+    world.run()
+
+    assert world.outcome() == (RunStatus.COMPLETED, 21)
+    # The second process has no suspended code when its first step ends.
+    assert verbs(world) == {"take": 2, "claim": 6, "finish": 1, "commit": 7}
+    check_at_rest(world)
+
+
+def test_what_comes_after_the_claim_is_fed_before_the_outcome_that_it_came_before() -> None:
+    def main(ctx: WorkflowContext, plus: Any) -> list[Any]:
+        return [six_steps(ctx, plus), ctx.wait_signal("go")]
+
+    def once(world: World) -> None:
+        # The fourth step is executed by the process that has missed two turns.
+        if sum(world.executions.values()) == 4:
+            world.signal("go", "on")
+
+    world = world_of(main, once, processes=2)
+    world.run()
+
+    assert world.outcome() == (RunStatus.COMPLETED, [21, "on"])
+    # The first one is as above.
+    assert verbs(world)["finish"] > 1
+    history = [type(item.event).__name__ for item in world.history()]
+    assert history.index("SignalReceived") == history.index("StepCompleted") + 6
+    check_at_rest(world)
+
+
+def test_code_that_has_changed_runs_no_local_step_without_a_lease() -> None:
+    ran: list[str] = []
+    changed: list[bool] = []
+
+    def main(ctx: WorkflowContext, plus: Any) -> int:
+        ctx.step(plus, 0)
+        step = ctx.start(plus, 1)
+        if changed:
+            ctx.run(local)
+        return int(step.result())
+
+    def local() -> None:
+        ran.append(str(world.record().owner))
+
+    def change(world: World) -> None:
+        # Both steps have been scheduled by the old code; the first process has not seen how the first one ended.
+        if sum(world.executions.values()) == 2:
+            changed.append(True)
+
+    world = world_of(main, change, processes=2)
+    world.run()
+
+    assert world.outcome() == (RunStatus.COMPLETED, 2)
+    assert len(ran) == 1
+    assert ran != ["None"]
+    assert verbs(world)["finish"] == 2
+    check_at_rest(world)
 
 
 def test_an_outcome_is_recorded_first_where_it_would_be_the_last_attempt() -> None:

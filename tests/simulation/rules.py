@@ -71,13 +71,15 @@ class RuledStore(MemoryStore):
             self._check_lease(before, answer.turn)
         return answer
 
-    def claim(self, key: StepKey, owner: str, *, progress: str | None = None) -> Claim | Refused:
+    def claim(
+        self, key: StepKey, owner: str, *, progress: str | None = None, known: int | None = None
+    ) -> Claim | Refused:
         """Rules 5 and 8: an attempt is given to one at a time, under a new token, and not before its time."""
         run = self.run_table.get(key.workflow_id)
         step = run.steps.get(place_of(key)) if run else None
         holder = step.owner if step is not None else None
         lived = self._is_alive(holder)
-        answer = super().claim(key, owner, progress=progress)
+        answer = super().claim(key, owner, progress=progress, known=known)
         if progress is not None:
             if isinstance(answer, Claim) and holder != owner:
                 self.found.append(f"rule 5: a heartbeat of {owner} was taken for step {key}, which {holder} has")

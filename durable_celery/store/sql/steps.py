@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from durable_celery.events import StepCompleted, StepFailed, encode
-from durable_celery.store.protocol import Claim, Finished, Refusal, Refused, StepKey, StepState
+from durable_celery.store.protocol import Claim, Finished, Refusal, Refused, StepKey, StepState, View
 from durable_celery.store.sql import rules
+from durable_celery.store.sql.desk import PAGE
 from durable_celery.store.sql.rules import CANCELLED, milliseconds, storable, wake
 from durable_celery.store.sql.runs import turn_of
 from durable_celery.store.sql.tables import CommandRow, RunRow, process_of
@@ -22,7 +23,9 @@ STEP_STATES = frozenset(StepState)
 _ELSEWHERE = {StepState.CHILD, StepState.CANCELLING, StepState.WAITING}
 
 
-def claim(desk: Desk, key: StepKey, owner: str, progress: str | None) -> Claim | Refused:
+def claim(
+    desk: Desk, key: StepKey, owner: str, progress: str | None = None, known: int | None = None
+) -> Claim | Refused:
     """See :meth:`Store.claim`."""
     run, step = desk.lock_command(key, mine=owner)
     if run is None or key.run > run.run:
@@ -42,7 +45,9 @@ def claim(desk: Desk, key: StepKey, owner: str, progress: str | None) -> Claim |
             return Refused(reason=Refusal.EARLY)
         desk.join(process_of(owner))
         rules.begin_step(desk, run, step, owner)
-    desk.write()
+    is_at_rest = rules.is_needed(run, key.run) and run.owner is None and run.read_to == run.length
+    has_view = known is not None and is_at_rest and known < run.length <= known + PAGE
+    page = desk.write((run.workflow_id, run.run, known or 0, run.length) if has_view else None)
     return Claim(
         key=key,
         token=step.attempt,
@@ -53,6 +58,7 @@ def claim(desk: Desk, key: StepKey, owner: str, progress: str | None) -> Claim |
         scheduled=rules.scheduled_step(desk, step),
         override=step.override,
         progress=step.progress,
+        view=View(run=rules.record_of(run), events=page, now=desk.now) if has_view else None,
     )
 
 

@@ -200,9 +200,11 @@ class SqlStore:
 
     # -- the life of a step ------------------------------------------------------------------------------------------
 
-    def claim(self, key: StepKey, owner: str, *, progress: str | None = None) -> Claim | Refused:
+    def claim(
+        self, key: StepKey, owner: str, *, progress: str | None = None, known: int | None = None
+    ) -> Claim | Refused:
         """See :meth:`Store.claim`."""
-        return self._server.transact(lambda desk: steps.claim(desk, key, owner, progress))
+        return self._server.transact(lambda desk: steps.claim(desk, key, owner, progress, known))
 
     def finish(
         self,
