@@ -242,14 +242,15 @@ class Engine(Runs):
     def _finish(self, claim: Claim, outcome: StepCompleted | StepFailed, *, go_on: bool = False) -> None:
         workflow_id = claim.key.workflow_id
         parked = self.cache.checkout(workflow_id) if go_on else None
-        if parked is not None and parked.missed:
-            parked = self._catch_up(parked)
         if parked is not None and parked.execution.open_steps > _CROWD and isinstance(outcome, StepCompleted):
             self.cache.put(workflow_id, parked)
             parked, go_on = None, False
         owner = self._owner() if go_on else None
         execution = parked.execution if parked else None
         try:
+            if parked is not None and parked.missed:
+                parked = self._catch_up(parked)
+                execution = parked.execution if parked else None
             if parked is not None and owner is not None and _may_go_on_first(parked, claim):
                 lease = Lease(workflow_id=workflow_id, token=parked.rest.token + 1, owner=owner)
                 if self._end_and_go_on(claim, outcome, parked, lease):
