@@ -4,14 +4,14 @@ Both wait until the task that is running is over, and happen under Celery's own 
 handlers and ``self.request`` are as ever.
 
 *The end.* A step whose outcome ends its run would publish one more message, only to fire the run's callbacks and store
-its result. It stands in the agenda as ever: whatever becomes of this process, it is delivered.
+its result. The run's lease is kept instead: whatever becomes of this process, the end is delivered.
 
 *Run-ahead.* The only step that a turn has scheduled is executed in the same process. The commit that schedules it
 claims it as well; its outcome goes into the log as ever, and the next turn may run ahead again. A time slice bounds the
 whole: then the next step gets a message, and all others their turn. What a crash interrupts is found by its owner's
 death, as with any claimed step.
 
-There is a message wherever a message would matter: see :meth:`RunAhead.may` and :meth:`RunAhead.deliver`.
+There is a message wherever a message would matter: see :meth:`RunAhead.may` and :meth:`RunAhead.may_deliver`.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from celery import current_task
 from celery.app.task import Task
@@ -32,30 +32,33 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from durable_celery.app import Binding
+    from durable_celery.engine.turn import Ending
     from durable_celery.store.protocol import Claim, RunMessage, StepMessage
 
-__all__ = ["CLAIM", "Begun", "RunAhead"]
+__all__ = ["CLAIM", "ENDING", "Begun", "RunAhead"]
+
+T = TypeVar("T")
 
 _log = logging.getLogger(__name__)
 #: Options of a step that only a message can carry out, or its queue.
 _NEED_A_MESSAGE = frozenset({"attempt_timeout", "priority", "message"})
-#: Name of the request's entry with the claim; a message from outside cannot hold one.
-CLAIM = "durable_claim"
+#: Names of the request's entries with the claim, or the end; a message from outside cannot hold one.
+CLAIM, ENDING = "durable_claim", "durable_ahead"
 #: What the worker's main process does with a message of a task that nobody has told otherwise.
 _REQUESTS = frozenset({Task.Request, "durable_celery.request:RunRequest"})
 _EVENTS = {"SUCCESS": "task-succeeded", "RETRY": "task-retried", "FAILURE": "task-failed", "REJECTED": "task-rejected"}
 
 
-class Begun:
-    """The claim of a step that runs ahead, until its task takes it."""
+class Begun(Generic[T]):
+    """What this process has in hand, the claim of a step or the end of a run, until the task takes it."""
 
-    def __init__(self, claim: Claim) -> None:
-        self.claim, self.is_taken = claim, False
+    def __init__(self, what: T) -> None:
+        self.what, self.is_taken = what, False
 
-    def take(self) -> Claim:
-        """Return the claim, to be brought to its end."""
+    def take(self) -> T:
+        """Return it, to be brought to its end."""
         self.is_taken = True
-        return self.claim
+        return self.what
 
 
 class RunAhead(threading.local):
@@ -64,8 +67,9 @@ class RunAhead(threading.local):
     def __init__(self, binding: Binding, time_slice: float) -> None:
         self.binding, self.time_slice = binding, time_slice
         self._next: tuple[StepMessage, Claim] | None = None
-        #: The request of a run whose end is to be delivered.
-        self._end: dict[str, Any] | None = None
+        #: The request of the run whose end was last allowed, and the end that is to be delivered.
+        self._request: dict[str, Any] = {}
+        self._end: Ending | None = None
         #: Arguments and queue of the step that was last allowed.
         self._call: tuple[list[Any], dict[str, Any], str] = [], {}, ""
         #: When the slice is over, on the monotonic clock; None between two slices.
@@ -97,8 +101,8 @@ class RunAhead(threading.local):
         if self._until is None:
             self._until = time.monotonic() + self.time_slice
 
-    def deliver(self, message: RunMessage) -> bool:
-        """Deliver the end of a run as soon as the task that is running has ended; False if that needs a message.
+    def may_deliver(self, message: RunMessage) -> bool:
+        """Tell whether the end of a run need not have a message.
 
         It needs one where the queue of the run is not consumed here, where the run has a time limit, where its class
         has a ``Request`` of its own, and where somebody listens to what is published.
@@ -121,10 +125,12 @@ class RunAhead(threading.local):
             request = dispatcher.run_request(message, queue)
         except Exception:  # noqa: BLE001 - a user's router or serializer: who publishes the message tells of it
             return False
-        if any(request["timelimit"]):
-            return False
-        self._end = request
-        return True
+        self._request = request
+        return not any(request["timelimit"])
+
+    def deliver(self, ending: Ending) -> None:
+        """Deliver the end of a run as soon as the task that is running has ended."""
+        self._end = ending
 
     def work(self, **__: Any) -> None:
         """Execute what was taken, and what follows from it (receiver of ``task_postrun``)."""
@@ -136,18 +142,21 @@ class RunAhead(threading.local):
         try:
             while self._next is not None or self._end is not None:
                 if self._end is not None:
-                    request, self._end = self._end, None
-                    self._deliver(request, hostname)
+                    ending, self._end = self._end, None
+                    self._deliver(Begun(ending), self._request, hostname)
                 elif self._next is not None:
                     (message, claim), self._next = self._next, None
                     self._execute(message, Begun(claim), hostname)
         finally:
-            self._is_working, self._until, self._end = False, None, None
+            self._is_working, self._until = False, None
+            if self._end is not None:
+                ending, self._end = self._end, None
+                self.binding.engine.cancel_delivery(ending)
             if self._next is not None:
                 (_, claim), self._next = self._next, None
                 self._give_back(claim)
 
-    def _execute(self, message: StepMessage, begun: Begun, hostname: str | None) -> None:
+    def _execute(self, message: StepMessage, begun: Begun[Claim], hostname: str | None) -> None:
         dispatcher, key = self.binding.dispatcher, str(message.key)
         task: Any = self.binding.app.tasks[message.scheduled.task]
         try:
@@ -160,7 +169,7 @@ class RunAhead(threading.local):
             _trace(task, request, (args, kwargs), tell)
         finally:
             if not begun.is_taken:
-                self._give_back(begun.claim)
+                self._give_back(begun.what)
 
     def _give_back(self, claim: Claim) -> None:
         engine = self.binding.engine
@@ -168,11 +177,15 @@ class RunAhead(threading.local):
             lambda: engine.store.postpone(claim.key, claim.owner, delay=0.0, error="it could not run ahead"), now=True
         )
 
-    def _deliver(self, request: dict[str, Any], hostname: str | None) -> None:
-        task: Any = self.binding.app.tasks[request["task"]]
-        tell = self._teller(hostname, uuid=request["id"])
-        call = request["args"], request["kwargs"]
-        _trace(task, {**request, "hostname": hostname}, call, tell, **took(request[HEADER]))
+    def _deliver(self, begun: Begun[Ending], request: dict[str, Any], hostname: str | None) -> None:
+        try:
+            task: Any = self.binding.app.tasks[request["task"]]
+            tell = self._teller(hostname, uuid=request["id"])
+            call = request["args"], request["kwargs"]
+            _trace(task, {**request, "hostname": hostname, ENDING: begun}, call, tell, **took(request[HEADER]))
+        finally:
+            if not begun.is_taken:
+                self.binding.engine.cancel_delivery(begun.what)
 
     def _teller(self, hostname: str | None, **fields: Any) -> Callable[..., None]:
         """Return what sends the events of a task that monitors know from its worker's main process."""

@@ -20,6 +20,7 @@ from celery import Task, current_app, signals, states
 from celery.exceptions import Ignore, TaskPredicate
 from celery.utils import uuid
 
+from durable_celery.ahead import ENDING, Begun
 from durable_celery.answering import Answering
 from durable_celery.app import EAGER, binding_of
 from durable_celery.codec import HIDDEN, HiddenFailure, Place, check_id, place_of, rebuild
@@ -303,7 +304,8 @@ class DurableTask(Answering[R_co], Task, Generic[P, R_co]):
             msg = f"a workflow is started with {self.name}.delay(...), not called"
             raise DurableError(msg)
         self._check_message(args, kwargs)
-        ending = binding.engine.take_turn(request.id)
+        begun = request.get(ENDING)
+        ending = begun.take() if isinstance(begun, Begun) else binding.engine.take_turn(request.id)
         if ending is None:
             raise RunWaits
         request.durable_ending = ending

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Protocol
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from durable_celery.engine.turn import Ending
     from durable_celery.store.protocol import Claim, RunMessage, StepMessage
     from durable_celery.workflow import Definition
 
@@ -36,11 +37,12 @@ class Ahead(Protocol):
         """Take over a step that :meth:`may` has allowed, which is claimed. It must come to an end, whatever happens."""
         ...
 
-    def deliver(self, message: RunMessage, /) -> bool:
-        """Take over to deliver the end of a run, whose message this is; False if it has to be published.
+    def may_deliver(self, message: RunMessage, /) -> bool:
+        """Whether the end of a run would be delivered here and now, without its message; nothing is promised yet."""
+        ...
 
-        Nothing is promised: the agenda sends the message.
-        """
+    def deliver(self, ending: Ending, /) -> None:
+        """Take over an end that :meth:`may_deliver` has allowed, with its lease. It is delivered or given back."""
         ...
 
 

@@ -254,7 +254,9 @@ class Runs:
             driver.feed()
             driver.took += self.patience.monotonic() - began
             self.limits.check(driver.execution)
-            held = driver.commit(hold=deliver and driver.execution.closed)
+            keeps = driver.execution.closed and (deliver or self._may_deliver(driver.turn.run))
+            held = driver.commit(hold=keeps)
+            driver.keeps_end = keeps and held
             messages, driver.messages = driver.messages, []
             self.publish(messages)
 
@@ -266,13 +268,18 @@ class Runs:
             self.cache.put(run.workflow_id, Parked(driver.execution, rest))
             return None
         driver.execution.evict()
-        if driver.terminal is None or not deliver:
+        if driver.terminal is None or not (deliver or driver.keeps_end):
             # The next run begins, or the end is delivered, by the run's own message.
-            message = run_message(run)
-            if driver.terminal is None or self.ahead is None or not self.ahead.deliver(message):
-                self.publish([message])
+            self.publish([run_message(run)])
             return None
-        return self._reported(Ending(run=run, lease=driver.turn.lease, event=driver.terminal))
+        ending = self._reported(Ending(run=run, lease=driver.turn.lease, event=driver.terminal))
+        if not deliver and self.ahead is not None:
+            self.ahead.deliver(ending)
+            return None
+        return ending
+
+    def _may_deliver(self, run: RunRecord) -> bool:
+        return self.ahead is not None and self.ahead.may_deliver(run_message(run))
 
     def _ending(self, turn: Turn) -> Ending:
         workflow_id, length = turn.run.workflow_id, turn.run.length

@@ -106,6 +106,8 @@ class TurnDriver:
         #: Messages that a commit entails, to be published now.
         self.messages: list[StepMessage | RunMessage] = []
         self.terminal: TerminalEvent | None = None
+        #: Whether the lease of a run that has ended was kept, because the end is delivered here.
+        self.keeps_end = False
         #: Whether the run has ended, as the end of the workflow or to go on as the next one.
         self.is_over = False
         # An execution that takes the place of a cached one begins further back than the page that was asked for.

@@ -89,8 +89,8 @@ class Process:
         self.engine.ahead = self
         #: The step that it executes next, without a message.
         self.next: tuple[StepMessage, Claim] | None = None
-        #: The run whose end it delivers next, without a message.
-        self.ended = ""
+        #: The end that it delivers next, without a message.
+        self.ended: Ending | None = None
 
     def handle(self, message: Message) -> None:
         """Do what a worker does with a message."""
@@ -99,11 +99,11 @@ class Process:
                 self._turn(message.workflow_id)
             else:
                 self._step(message)
-        while self.is_alive and (self.next is not None or self.ended):
+        while self.is_alive and (self.next is not None or self.ended is not None):
             with mortal(self):
-                if self.ended:
-                    ended, self.ended = self.ended, ""
-                    self._turn(ended)
+                if self.ended is not None:
+                    ended, self.ended = self.ended, None
+                    self._end(ended)
                 elif self.next is not None:
                     (ahead, claim), self.next = self.next, None
                     self._execute(ahead, claim)
@@ -116,12 +116,13 @@ class Process:
         """See :meth:`Ahead.take`."""
         self.next = message, claim
 
-    def deliver(self, message: RunMessage) -> bool:
+    def may_deliver(self, _: RunMessage) -> bool:
+        """See :meth:`Ahead.may_deliver`."""
+        return self.world.runs_ahead
+
+    def deliver(self, ending: Ending) -> None:
         """See :meth:`Ahead.deliver`."""
-        if not self.world.runs_ahead:
-            return False
-        self.ended = message.workflow_id
-        return True
+        self.ended = ending
 
     def beat(self, *gone: str) -> None:
         """Renew, sweep, and do what waited for the store: the heart of the worker's main process."""
@@ -140,9 +141,12 @@ class Process:
     def _turn(self, workflow_id: str) -> None:
         ending = self.engine.take_turn(workflow_id)
         if ending is not None:
-            self.world.on_delivery(self, ending)
-            self.world.deliveries.append((workflow_id, ending.event))
-            self.engine.delivered(ending)
+            self._end(ending)
+
+    def _end(self, ending: Ending) -> None:
+        self.world.on_delivery(self, ending)
+        self.world.deliveries.append((ending.run.workflow_id, ending.event))
+        self.engine.delivered(ending)
 
     def _step(self, message: StepMessage) -> None:
         claim = self.engine.begin_step(message.key, go_on=self.world.go_on)

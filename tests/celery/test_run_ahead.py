@@ -13,15 +13,17 @@ from typing import Any
 import pytest
 from celery import Celery, Task, signals
 from celery._state import _task_stack
+from celery.app.trace import build_tracer
 
 from durable_celery.ahead import CLAIM, Begun, RunAhead
-from durable_celery.app import Binding
+from durable_celery.app import Binding, bound
 from durable_celery.decorator import durable_task
 from durable_celery.dispatch import HEADER, envelope
-from durable_celery.events import StepScheduled
+from durable_celery.engine import Ending
+from durable_celery.events import RunCompleted, StepScheduled
 from durable_celery.steps import wrap_tasks
 from durable_celery.store.memory import MemoryStore
-from durable_celery.store.protocol import Claim, RunMessage, StepKey, StepMessage, Store
+from durable_celery.store.protocol import Claim, NewRun, RunMessage, StepKey, StepMessage, Store, Turn
 from durable_celery.workflow import WorkflowContext
 from tests.workers import ROOT
 
@@ -199,13 +201,56 @@ def flow(app: Celery) -> Any:
     return app.tasks["flow"]
 
 
+def an_end(store: Store) -> Ending:
+    """Let a run end, and keep its lease."""
+    store.start(NewRun(workflow_id="w", name="flow", payload="[[],{}]", digest="d"))
+    turn = store.take("w", "p#1", known=0)
+    assert isinstance(turn, Turn)
+    end = RunCompleted(payload="1", number=1, cause=1)
+    assert store.commit(turn.lease, [end], read=1, waiting="", hold=True).held
+    return Ending(run=turn.run, lease=turn.lease, event=end)
+
+
+def test_an_end_that_its_task_does_not_take_is_given_back(app: Celery, flow: Any) -> None:
+    def trace(*_: Any) -> None:
+        raise SystemExit
+
+    ahead = ahead_of(app)
+    store = ahead.binding.store
+    assert ahead.may_deliver(run_message())
+    ahead.deliver(an_end(store))
+    flow.__trace__ = trace
+    with pytest.raises(SystemExit):
+        ahead.work()
+
+    run = store.get("w")
+    assert run is not None
+    assert (run.owner, run.delivered) == (None, False)
+    assert ahead.may_deliver(run_message())
+
+
+def test_an_end_is_delivered_under_the_lease_that_was_kept(app: Celery, flow: Any) -> None:
+    ahead = ahead_of(app)
+    store = ahead.binding.store
+    flow.__trace__ = build_tracer("flow", flow, app=app)
+    assert ahead.may_deliver(run_message(ignore_result=True))
+    with bound(ahead.binding):
+        ahead.deliver(an_end(store))
+        ahead.work()
+
+    run = store.get("w")
+    assert run is not None
+    assert (run.delivered, run.token) == (True, 1)
+
+
 def test_an_end_is_delivered_where_it_came_about_whether_or_not_steps_run_ahead(app: Celery, flow: Any) -> None:
     ahead = ahead_of(app, time_slice=0.0)
     assert not ahead.may(message())
 
-    assert ahead.deliver(run_message())
+    assert ahead.may_deliver(run_message())
+    ahead.deliver(an_end(ahead.binding.store))
     # One at a time: another one goes by message.
-    assert not ahead.deliver(run_message())
+    assert not ahead.may_deliver(run_message())
 
 
 def test_the_request_of_an_end_is_that_of_its_message(app: Celery, flow: Any) -> None:
@@ -221,7 +266,7 @@ def test_the_request_of_an_end_is_that_of_its_message(app: Celery, flow: Any) ->
 
 @pytest.mark.parametrize("options", [{"queue": "elsewhere"}, {"time_limit": 9}, {"soft_time_limit": 9}])
 def test_an_end_whose_message_matters_gets_one(app: Celery, flow: Any, options: dict[str, Any]) -> None:
-    assert not ahead_of(app).deliver(run_message(**options))
+    assert not ahead_of(app).may_deliver(run_message(**options))
 
 
 @pytest.mark.parametrize("changes", [{"time_limit": 5}, {"soft_time_limit": 5}, {"Request": "some.where:Else"}])
@@ -229,11 +274,11 @@ def test_an_end_of_a_workflow_whose_message_matters_gets_one(app: Celery, flow: 
     for name, value in changes.items():
         setattr(flow, name, value)
 
-    assert not ahead_of(app).deliver(run_message())
+    assert not ahead_of(app).may_deliver(run_message())
 
 
 def test_the_end_of_a_workflow_that_is_not_registered_gets_a_message(app: Celery) -> None:
-    assert not ahead_of(app).deliver(run_message())
+    assert not ahead_of(app).may_deliver(run_message())
 
 
 def test_where_somebody_listens_an_end_has_a_message(app: Celery, flow: Any) -> None:
@@ -242,7 +287,7 @@ def test_where_somebody_listens_an_end_has_a_message(app: Celery, flow: Any) -> 
 
     signals.before_task_publish.connect(listen)
     try:
-        assert not ahead_of(app).deliver(run_message())
+        assert not ahead_of(app).may_deliver(run_message())
     finally:
         signals.before_task_publish.disconnect(listen)
 
@@ -253,7 +298,7 @@ def test_an_end_whose_router_raises_is_left_to_who_publishes(app: Celery, flow: 
 
     app.conf.task_routes = (route,)
 
-    assert not ahead_of(app).deliver(run_message())
+    assert not ahead_of(app).may_deliver(run_message())
 
 
 def test_a_message_from_outside_brings_no_claim() -> None:

@@ -13,7 +13,7 @@ from durable_celery.engine import HistoryLimits
 from durable_celery.events import StepCompleted
 from durable_celery.store.protocol import RunStatus
 from durable_celery.testing.watch import At, Call, Fault, Kind
-from durable_celery.testing.world import World
+from durable_celery.testing.world import World, crash_in
 from durable_celery.workflow import WorkflowContext
 from tests.engine.invariants import check_at_rest
 
@@ -61,7 +61,20 @@ def test_a_step_that_runs_ahead_costs_a_commit() -> None:
     world.run()
 
     assert world.outcome() == (RunStatus.COMPLETED, 3)
-    assert verbs(world) == {"take": 2, "commit": 4}
+    # The lease with which the run ends is kept for its delivery.
+    assert verbs(world) == {"take": 1, "commit": 4}
+    check_at_rest(world)
+
+
+def test_an_end_that_its_process_took_along_is_delivered_by_another() -> None:
+    world = world_of(three_steps)
+    world.runs_ahead = True
+    crash = crash_in(world)
+    world.watch.hooks.append(At("deliver", crash))
+    world.run()
+
+    assert [event.payload for _, event in world.deliveries] == ["3", "3"]
+    assert world.record().delivered
     check_at_rest(world)
 
 

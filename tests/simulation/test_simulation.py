@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.simulation.running import BLOCK, simulate
 from tests.simulation.chaos import Chaos, ViolationError, live
 from tests.simulation.moves import MOVES, TROUBLE, table_of
 from tests.simulation.programs import LIVES, SERIAL, Generator, barred, fits, nodes, owed
+from tests.simulation.running import BLOCK, simulate
 from tests.simulation.story import explain, tell
 from tests.simulation.verbs import VERBS
 
