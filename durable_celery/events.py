@@ -333,7 +333,8 @@ def history_to_json(workflow_id: str, history: Iterable[Recorded], run: int = 1)
     """
     events = []
     for item in history:
-        header = _OF_KIND[type(item.event)].header(item.event)
+        form = _OF_KIND[type(item.event)]
+        header = form.unwritten | form.header(item.event)
         del header["e"]
         names = {key: name for name, key in _Form.KEYS.items()}
         entry = {"seq": item.seq, "at": item.at, "event": type(item.event).__name__}

@@ -91,6 +91,11 @@ class Journal:
         self._pass_marks()
         return record or command
 
+    def holds(self, command: Output) -> bool:
+        """Tell whether history has this very command next; where it has another, the code may have been refused it."""
+        record = self._records.get(self.next)
+        return record is not None and difference(command, record) is None
+
     @property
     def holds_next(self) -> bool:
         """Whether history has a record of the next command."""

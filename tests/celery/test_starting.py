@@ -63,7 +63,7 @@ def test_queue_and_priority_of_a_start_are_those_of_its_messages(shop: Any, key:
 
     envelope = shop.note_flow.binding.store.get(key).envelope
     assert '"side"' in envelope
-    assert '"priority": 3' in envelope
+    assert '"priority":3' in envelope
 
 
 def test_a_queue_that_celery_does_not_know_is_refused_before_anything_is_written(
