@@ -268,7 +268,11 @@ class _Form:
 
     def build(self, header: Mapping[str, Any], payload: str | None) -> Event:
         given = {name: header[key] for name, key, _ in self.fields if key in header}
-        return self.kind(payload=payload, **{**self.unwritten, **given})
+        return self.make({**given, "payload": payload})
+
+    def make(self, given: Mapping[str, Any]) -> Event:
+        """Make an event of the fields that are written."""
+        return self.kind(**{**self.unwritten, **given})
 
 
 def _default_of(one: Field[Any]) -> Any:
@@ -355,8 +359,7 @@ def history_from_json(form: Mapping[str, Any]) -> list[Recorded]:
         raise ValueError(msg)
     history = []
     for entry in form["events"]:
-        shape = _FORMS[entry["event"]]
         given = {key: value for key, value in entry.items() if key not in {"seq", "at", "event"}}
-        event = shape.kind(**{**shape.unwritten, **given})
+        event = _FORMS[entry["event"]].make(given)
         history.append(Recorded(seq=entry["seq"], at=entry["at"], event=event))
     return history

@@ -14,7 +14,7 @@ import logging
 import time
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
-from urllib.parse import parse_qsl, urlsplit
+from urllib.parse import urlsplit
 
 from celery import signals
 from celery.app.task import Task
@@ -143,10 +143,11 @@ def check_place(app: Celery, store: str) -> None:
 
 def _database(url: str) -> tuple[Any, ...] | None:
     """Return what tells one database of one Redis server from others; None if the URL is not of one."""
-    parts = urlsplit(url)
-    if ";" in url or parts.scheme not in {"redis", "rediss", "redis+socket", "valkey", "valkeys"}:
+    from durable_celery.store.redis_server import plain_url
+
+    parts = urlsplit(plain_url(url))
+    if ";" in url or parts.scheme not in {"redis", "rediss", "valkey", "valkeys", "unix"}:
         return None
-    if parts.scheme == "redis+socket":
-        number = dict(parse_qsl(parts.query)).get("virtual_host", "0")
-        return parts.path, number.strip("/") or "0"
+    if parts.scheme == "unix":
+        return parts.path, parts.query
     return parts.hostname or "localhost", parts.port or 6379, parts.path.strip("/") or "0"

@@ -184,7 +184,11 @@ class _Attempt:
             reason = "the message names no step"
             raise Ignore(reason)
         begun = self.request.get(CLAIM)
-        claim = begun.take() if isinstance(begun, Begun) else self._begin(key)
+        claim = (
+            begun.take()
+            if isinstance(begun, Begun)
+            else self.engine.begin_step(key, settles=self.settles, go_on=self.go_on)
+        )
         if isinstance(claim, Refusal):
             if claim in {Refusal.CANCELLED, Refusal.FINISHED, Refusal.UNKNOWN}:
                 self._close_row()
@@ -194,9 +198,6 @@ class _Attempt:
             reason = f"step {key} is not executed: it is one of {claim.scheduled.task}"
             raise Ignore(reason)
         return claim
-
-    def _begin(self, key: StepKey) -> Claim | Refusal:
-        return self.engine.begin_step(key, settles=self.settles, go_on=self.go_on)
 
     def _recorded(self, claim: Claim, args: Any, kwargs: Any) -> tuple[Any, Any]:
         try:

@@ -183,9 +183,11 @@ class Runs:
     def _position(self, key: StepKey) -> int | None:
         """Return where suspended code stands that may go on with a step's outcome, if that is likely."""
         parked = self.cache.look(key.workflow_id)
+        if parked is None:
+            return None
+        execution = parked.execution
         # Where it waits for many, much happens to it meanwhile.
-        is_likely = parked is not None and parked.execution.run == key.run and parked.execution.open_steps == 1
-        return parked.execution.position if parked is not None and is_likely else None
+        return execution.position if execution.run == key.run and execution.open_steps == 1 else None
 
     def _note(self, view: View) -> None:
         """Keep what suspended code has missed until it is to go on."""

@@ -287,11 +287,11 @@ class MemoryStore(Tables):
             )
 
     def _view(self, run: Run, key: StepKey, known: int) -> View | None:
-        record, length = run.record, len(run.log)
-        is_at_rest = run.needs(key) and record.owner is None and record.read == length
-        if not is_at_rest or not known < length <= known + PAGE:
+        record = run.record
+        is_at_rest = run.needs(key) and record.owner is None and record.read == record.length
+        if not is_at_rest or not known < record.length <= known + PAGE:
             return None
-        return View(run=replace(record, length=length), events=tuple(run.log[known:]), now=self.clock())
+        return View(run=replace(record), events=tuple(run.log[known:]), now=self.clock())
 
     def _begin(self, run: Run, place: int, owner: str) -> None:
         """Begin the next attempt of a step that waits for it."""

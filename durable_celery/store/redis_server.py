@@ -46,7 +46,7 @@ if TYPE_CHECKING:
     from durable_celery.store.hearing import Told
     from durable_celery.store.protocol import Finding, Timing
 
-__all__ = ["Client", "Server", "connect", "script"]
+__all__ = ["Client", "Server", "connect", "plain_url", "script"]
 
 _log = logging.getLogger(__name__)
 
@@ -241,10 +241,10 @@ def connect(url: str, *, cluster: bool) -> Client:
     options: dict[str, Any] = {"decode_responses": True, "socket_timeout": 5, "socket_connect_timeout": 5}
     if cluster:
         return RedisCluster.from_url(url, retry=retry, **options)
-    return redis.Redis.from_url(_plain_url(url), retry=retry, retry_on_error=[BusyLoadingError], **options)
+    return redis.Redis.from_url(plain_url(url), retry=retry, retry_on_error=[BusyLoadingError], **options)
 
 
-def _plain_url(url: str) -> str:
+def plain_url(url: str) -> str:
     """Return a URL as redis-py spells it: kombu writes ``redis+socket:///path?virtual_host=0`` for a Unix socket."""
     parts = urlsplit(url)
     if parts.scheme not in {"redis+socket", "socket"}:

@@ -349,10 +349,7 @@ class Machine:
 
     def _digest(self, text: str, place: Place) -> str:
         """Return the digest of the next command's arguments, under the key of its record if it has one."""
-        like = self.journal.next_digest
-        if self.codec.is_plain:
-            return self.codec.digest(text, place, like)
-        return self._outside(partial(self.codec.digest, text, place, like))
+        return self._outside(partial(self.codec.digest, text, place, self.journal.next_digest))
 
     def _sealed(self, text: str, place: Place) -> str:
         """Return the stored form of the next command's payload; one that is recorded needs none."""

@@ -62,6 +62,12 @@ def office_of(app: Celery) -> PostOffice:
     return office
 
 
+def binding_at(broker: str, store: str) -> Binding:
+    app = Celery("places", broker=broker, set_as_current=False)
+    app.conf.update(durable_store=store, durable_atomic_publish=True)
+    return Binding(app, store=MemoryStore())
+
+
 def message(task: str = "add", **changes: Any) -> StepMessage:
     call: dict[str, Any] = {"number": 1, "cause": 1, "task": task, "digest": "", "payload": "[[1,2],{}]", **changes}
     key = StepKey(workflow_id="w", run=1, number=1)
@@ -209,11 +215,8 @@ def test_a_start_leaves_its_message_and_its_run_in_one_transaction(app: Celery, 
     ],
 )
 def test_broker_and_store_in_two_places_are_refused(broker: str, store: str) -> None:
-    app = Celery("apart", broker=broker, set_as_current=False)
-    app.conf.update(durable_store=store, durable_atomic_publish=True)
-
     with pytest.raises(ConfigurationError, match=r"durable_atomic_publish .* not the Redis database of durable_store"):
-        Binding(app, store=MemoryStore())
+        binding_at(broker, store)
 
 
 @pytest.mark.parametrize(
@@ -226,10 +229,7 @@ def test_broker_and_store_in_two_places_are_refused(broker: str, store: str) -> 
     ],
 )
 def test_one_database_may_be_said_in_two_ways(broker: str, store: str) -> None:
-    app = Celery("together", broker=broker, set_as_current=False)
-    app.conf.update(durable_store=store, durable_atomic_publish=True)
-
-    assert Binding(app, store=MemoryStore()).post_office is not None
+    assert binding_at(broker, store).post_office is not None
 
 
 def test_a_worker_goes_on_with_mail(shop_server: RedisServer, tmp_path: Path, run_python: Callable[..., str]) -> None:

@@ -195,14 +195,19 @@ def _index_members(client: redis.Redis, workflow_id: str) -> set[str]:
     return {key for key in keys if workflow_id in str(client.zrange(key, 0, -1))}
 
 
+def sequence_costs(server: RedisServer, directory: Path, **env: str) -> Costs:
+    """Count what ten steps in sequence cost in a worker with other settings."""
+    with working(server, directory, **env), Monitor(server) as monitor:
+        sequence.delay(10)
+        return monitor.until("deliver")
+
+
 def test_a_step_whose_message_goes_with_the_commit_costs_no_more_round_trips(
     server: RedisServer, worker: CeleryWorker, tmp_path: Path
 ) -> None:
     """Near the end of this file: the worker that the others share would take a part of it."""
     worker.stop()
-    with working(server, tmp_path, COSTS_ATOMIC_PUBLISH="1"), Monitor(server) as monitor:
-        sequence.delay(10)
-        costs = monitor.until("deliver")
+    costs = sequence_costs(server, tmp_path, COSTS_ATOMIC_PUBLISH="1")
 
     assert costs.of_runs() == {"start": 1, "take": 1, "claim": 10, "commit": 11, "deliver": 1}
     # That of the start, by this process, which publishes as ever.
@@ -214,9 +219,7 @@ def test_a_step_that_runs_ahead_costs_one_script_and_no_message(
 ) -> None:
     """As above."""
     worker.stop()
-    with working(server, tmp_path, COSTS_RUN_AHEAD="60"), Monitor(server) as monitor:
-        sequence.delay(10)
-        costs = monitor.until("deliver")
+    costs = sequence_costs(server, tmp_path, COSTS_RUN_AHEAD="60")
 
     assert costs.of_runs() == {"start": 1, "take": 1, "commit": 11, "deliver": 1}
     assert costs.messages == 1
