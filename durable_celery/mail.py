@@ -132,7 +132,8 @@ def check_place(app: Celery, store: str) -> None:
     log = store or broker
     if not hasattr(Channel, "create_publish_batch"):
         raise ConfigurationError("durable_atomic_publish needs kombu 5.7 or newer")
-    if not isinstance(broker, str) or not isinstance(log, str) or _database(broker) != _database(log):
+    places = {_database(url) if isinstance(url, str) else None for url in (broker, log)}
+    if len(places) > 1 or None in places:
         shown = app.connection_for_write().as_uri()
         raise ConfigurationError(
             f"durable_atomic_publish puts messages into the broker within the transactions of the store, and {shown} "

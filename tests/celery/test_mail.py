@@ -211,6 +211,8 @@ def test_a_start_leaves_its_message_and_its_run_in_one_transaction(app: Celery, 
         ("redis://h:1/0;redis://i:1/0", "redis://h:1/0"),
         ("redis://h:1/0", "sqlite:///x"),
         ("amqp://h//", "redis://h:1/0"),
+        ("amqp://h//", ""),
+        ("sqla+sqlite:///x", "sqlite:///y"),
         ("redis+socket:///tmp/a.sock?virtual_host=1", "redis+socket:///tmp/a.sock"),
     ],
 )
