@@ -24,7 +24,7 @@ def main() -> None:
     stores = ("redis", "sqlite", "postgresql", "mariadb")
     parser.add_argument("--store", choices=stores, default="redis", help="where the histories are (default redis)")
     parser.add_argument("--aof", choices=("no", "everysec", "always"), default="no", help="when Redis syncs its disk")
-    parser.add_argument("--run-ahead", type=float, default=0.0, help="seconds of durable_run_ahead (default 0: off)")
+    parser.add_argument("--run-ahead", type=float, default=0.05, help="durable_run_ahead (default 0.05, as it is)")
     parser.add_argument("--atomic-publish", action="store_true", help="durable_atomic_publish (default: off)")
     options = parser.parse_args()
     os.environ["BENCH_ATOMIC_PUBLISH"] = "1" if options.atomic_publish else ""

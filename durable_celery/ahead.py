@@ -8,8 +8,8 @@ its result. The run's lease is kept instead: whatever becomes of this process, t
 
 *Run-ahead.* The only step that a turn has scheduled is executed in the same process. The commit that schedules it
 claims it as well; its outcome goes into the log as ever, and the next turn may run ahead again. A time slice bounds the
-whole: then the next step gets a message, and all others their turn. What a crash interrupts is found by its owner's
-death, as with any claimed step.
+whole, and only steps that are likely to fit into it run ahead (:class:`~durable_celery.pace.Pace`): others get a
+message, and all that wait their turn. What a crash interrupts is found by its owner's death, as with any claimed step.
 
 There is a message wherever a message would matter: see :meth:`RunAhead.may` and :meth:`RunAhead.may_deliver`.
 """
@@ -21,7 +21,7 @@ import threading
 import time
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-from celery import current_task
+from celery import current_task, signals
 from celery.app.task import Task
 from celery.utils.saferepr import saferepr
 
@@ -33,9 +33,10 @@ if TYPE_CHECKING:
 
     from durable_celery.app import Binding
     from durable_celery.engine.turn import Ending
+    from durable_celery.pace import Pace
     from durable_celery.store.protocol import Claim, RunMessage, StepMessage
 
-__all__ = ["CLAIM", "ENDING", "Begun", "RunAhead"]
+__all__ = ["CLAIM", "ENDING", "OURS", "Begun", "RunAhead"]
 
 T = TypeVar("T")
 
@@ -44,6 +45,8 @@ _log = logging.getLogger(__name__)
 _NEED_A_MESSAGE = frozenset({"attempt_timeout", "priority", "message"})
 #: Names of the request's entries with the claim, or the end; a message from outside cannot hold one.
 CLAIM, ENDING = "durable_claim", "durable_ahead"
+#: Marks the receivers of ``task_received`` that need not see a step that runs ahead.
+OURS = "durable_receiver"
 #: What the worker's main process does with a message of a task that nobody has told otherwise.
 _REQUESTS = frozenset({Task.Request, "durable_celery.request:RunRequest"})
 _EVENTS = {"SUCCESS": "task-succeeded", "RETRY": "task-retried", "FAILURE": "task-failed", "REJECTED": "task-rejected"}
@@ -64,8 +67,8 @@ class Begun(Generic[T]):
 class RunAhead(threading.local):
     """What each thread of a worker does without a message: an :class:`~durable_celery.engine.ports.Ahead`."""
 
-    def __init__(self, binding: Binding, time_slice: float) -> None:
-        self.binding, self.time_slice = binding, time_slice
+    def __init__(self, binding: Binding, pace: Pace) -> None:
+        self.binding, self.pace = binding, pace
         self._next: tuple[StepMessage, Claim] | None = None
         #: The request of the run whose end was last allowed, and the end that is to be delivered.
         self._request: dict[str, Any] = {}
@@ -81,9 +84,10 @@ class RunAhead(threading.local):
 
         It needs one where the task is not registered here or its queue not consumed, where it has a time limit, a rate
         limit or a priority, where its class publishes in a way of its own, and where somebody listens to what is
-        published; and where the slice is over.
+        published or received; and where it may not end within the slice.
         """
-        if self._next is not None or not self.time_slice or (self._until and time.monotonic() >= self._until):
+        left = self.pace.time_slice if self._until is None else self._until - time.monotonic()
+        if self._next is not None or not self.pace.fits(message.scheduled.task, left):
             return False
         task: Any = self.binding.app.tasks.get(message.scheduled.task)
         return (
@@ -91,6 +95,7 @@ class RunAhead(threading.local):
             and not _is_limited(current_task)
             and not _NEED_A_MESSAGE.intersection(message.scheduled.options or ())
             and not is_publishing_watched()
+            and not _is_receiving_watched()
             and _is_plain(task)
             and self._is_consumed(message)
         )
@@ -99,7 +104,7 @@ class RunAhead(threading.local):
         """Execute a step that is claimed as soon as the task that is running has ended."""
         self._next = message, claim
         if self._until is None:
-            self._until = time.monotonic() + self.time_slice
+            self._until = time.monotonic() + self.pace.time_slice
 
     def may_deliver(self, message: RunMessage) -> bool:
         """Tell whether the end of a run need not have a message.
@@ -163,8 +168,12 @@ class RunAhead(threading.local):
             args, kwargs, queue = self._call
             request = {**dispatcher.request(message, args, kwargs, queue), CLAIM: begun, "hostname": hostname}
             kin = {"root_id": request["root_id"], "parent_id": request["parent_id"], "retries": 0}
+            call = {"name": task.name, "args": request["argsrepr"], "kwargs": request["kwargsrepr"]}
+            _log.info("Task %s[%s] runs ahead", task.name, key)
+            if self.binding.app.conf.task_send_sent_event:
+                self._tell(hostname, "task-sent", uuid=key, **kin, **call, queue=queue, exchange="", routing_key=queue)
             tell = self._teller(hostname, uuid=key, **kin)
-            tell("task-received", name=task.name, args=request["argsrepr"], kwargs=request["kwargsrepr"])
+            tell("task-received", **call)
             tell("task-started")
             _trace(task, request, (args, kwargs), tell)
         finally:
@@ -193,10 +202,13 @@ class RunAhead(threading.local):
             return lambda *_, **__: None
 
         def tell(kind: str, **more: Any) -> None:
-            with self.binding.app.events.default_dispatcher(hostname=hostname) as dispatcher:
-                dispatcher.send(kind, **fields, **more)
+            self._tell(hostname, kind, **fields, **more)
 
         return tell
+
+    def _tell(self, hostname: str | None, kind: str, **fields: Any) -> None:
+        with self.binding.app.events.default_dispatcher(hostname=hostname) as dispatcher:
+            dispatcher.send(kind, **fields)
 
     def _is_consumed(self, message: StepMessage) -> bool:
         """Tell whether this worker would get the message as well as any other, with its arguments in plain."""
@@ -219,6 +231,11 @@ def _trace(task: Any, request: dict[str, Any], call: tuple[Any, Any], tell: Call
     elif info.state in _EVENTS:
         error = {"exception": saferepr(info.retval), "traceback": str(getattr(retval, "traceback", ""))}
         tell(_EVENTS[info.state], **error, **ends)
+
+
+def _is_receiving_watched() -> bool:
+    """Tell whether somebody would miss the signals of messages that were not received."""
+    return any(not hasattr(receiver, OURS) for _, receiver in signals.task_received.receivers or ())
 
 
 def _is_limited(task: Any) -> bool:

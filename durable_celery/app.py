@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from celery import Celery
 
     from durable_celery.archive import Archive
+    from durable_celery.pace import Pace
     from durable_celery.store.protocol import StepMessage, Store
     from durable_celery.workflow import Definition, Signal
 
@@ -82,6 +83,8 @@ class Binding:
         )
         #: Whether this process belongs to a worker that was started with ``-E``.
         self.sends_events = False
+        #: How far this process may run ahead, if it belongs to a worker.
+        self.pace: Pace | None = None
 
     def definition(self, name: str, version: int) -> Definition:
         """Return the code of a version of a workflow.

@@ -56,8 +56,9 @@ class Settings:
     sweep_interval: float = 0.25
     #: Suspended executions kept in each worker thread; 0 replays each turn from the start.
     cache_size: int = 500
-    #: Seconds for which a process may go on with a run step after step, without a message for each; 0: it may not.
-    run_ahead: float = 0.0
+    #: Seconds for which a process may go on with a run, short step after short step, without a message for each; 0: it
+    #: may not.
+    run_ahead: float = 0.05
     #: Put messages into the broker within the transactions of the store: both have to be one Redis database.
     atomic_publish: bool = False
     #: How many lost processes a step without a retry policy survives.

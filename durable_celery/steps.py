@@ -11,6 +11,7 @@ import functools
 import logging
 import signal
 import threading
+import time
 from contextlib import contextmanager
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
@@ -146,7 +147,7 @@ class _Attempt:
     """One execution of a step's message."""
 
     def __init__(self, task: Task, binding: Binding, header: dict[str, Any], *, settles: bool) -> None:
-        self.task, self.engine, self.codec = task, binding.engine, binding.codec
+        self.task, self.engine, self.codec, self.pace = task, binding.engine, binding.codec, binding.pace
         self.header, self.request, self.key = header, task.request, key_of(header)
         self.arguments = Arguments(binding.codec, task.request, self.key, header.get("sealed"))
         self.go_on = self._may_go_on(binding)
@@ -161,7 +162,7 @@ class _Attempt:
         pulse.is_lost = self.settles and self.engine.is_lost(claim)
         self._announce(claim, pulse)
         try:
-            result = _perform(pulse, plain, args, kwargs)
+            result = self._perform(pulse, plain, args, kwargs)
         except Retry as retry:
             self._postpone(claim, retry)
             raise
@@ -220,6 +221,21 @@ class _Attempt:
             key=str(key),
             pulse=pulse,
         )
+
+    def _perform(self, pulse: Pulse, plain: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        """Run the task; if it does not return, the next attempt finds all the progress that it has made."""
+        began = time.monotonic()
+        try:
+            return plain(*args, **kwargs)
+        except BaseException as error:
+            if pulse.settled is not None and isinstance(error, Exception):
+                # A time limit that struck after the commit changes nothing any more.
+                return pulse.settled[0]
+            pulse.flush()
+            raise
+        finally:
+            if self.pace is not None:
+                self.pace.note(str(self.task.name), time.monotonic() - began)
 
     def _close_row(self) -> None:
         """Leave no row of a monitor open. Where an earlier message of the step had its end, that stands."""
@@ -317,18 +333,6 @@ class _Attempt:
             and str(self.header.get("version", 1)) in map(str, versions_of(app, str(self.header.get("name"))))
             and str(self.header.get("queue")) in app.amqp.queues.consume_from
         )
-
-
-def _perform(pulse: Pulse, plain: Callable[..., Any], args: Any, kwargs: Any) -> Any:
-    """Run the task; if it does not return, the next attempt finds all the progress that it has made."""
-    try:
-        return plain(*args, **kwargs)
-    except BaseException as error:
-        if pulse.settled is not None and isinstance(error, Exception):
-            # A time limit that struck after the commit changes nothing any more.
-            return pulse.settled[0]
-        pulse.flush()
-        raise
 
 
 def _retry_signature(task: Task, plain: Callable[..., Signature], *args: Any, **kwargs: Any) -> Signature:

@@ -22,7 +22,7 @@ from celery.worker.control import Panel
 from kombu.utils.functional import maybe_list
 
 from durable_celery import guards
-from durable_celery.ahead import RunAhead
+from durable_celery.ahead import OURS, RunAhead
 from durable_celery.app import EAGER, binding_of, timing_of
 from durable_celery.dispatch import header_of
 from durable_celery.errors import (
@@ -34,6 +34,7 @@ from durable_celery.errors import (
 )
 from durable_celery.identity import is_child, is_gone, is_mine, process_name
 from durable_celery.lags import Lags
+from durable_celery.pace import Pace
 from durable_celery.steps import wrap_tasks
 from durable_celery.store.protocol import StepKey
 from durable_celery.waits import spare_tracebacks
@@ -57,6 +58,8 @@ _FEW = 64
 _RAREST_SWEEP = 5.0
 #: How many messages are sent again at once when a worker died that may have fetched any number.
 _MOST_HASTENED = 500
+#: Commands of the remote control after which a pool process does not know any more what limits and queues there are.
+_CHANGES = ("rate_limit", "time_limit", "cancel_consumer")
 
 
 class DurableStep(bootsteps.StartStopStep):
@@ -134,21 +137,32 @@ def _measure_lags(binding: Binding) -> None:
         if isinstance(sent, int) and isinstance(queue, str):
             lags.note(queue, time.time() - sent / 1000)
 
+    setattr(on_received, OURS, True)
     signals.task_received.connect(on_received, weak=False)
 
 
 def _run_ahead(binding: Binding, worker: Any) -> None:
     """Let ends be delivered where they come about, and steps run ahead if the settings say so.
 
-    Not where a time limit is on all that the pool does.
+    Neither where a time limit is on all that the pool does; no steps where a process is replaced after some messages.
     """
-    if worker.time_limit or worker.soft_time_limit:
-        if binding.settings.run_ahead:
-            _log.warning("durable_run_ahead has no effect in this worker: it has time limits, which are a message's")
+    pace = binding.pace = Pace(0.0 if worker.max_tasks_per_child else binding.settings.run_ahead)
+    is_limited = bool(worker.time_limit or worker.soft_time_limit)
+    if binding.settings.run_ahead and (is_limited or not pace.time_slice):
+        limits = "time limits" if is_limited else "a number of tasks for each process"
+        _log.info("durable_run_ahead has no effect in this worker: it has %s, which are for messages", limits)
+    if is_limited:
         return
-    ahead = RunAhead(binding, binding.settings.run_ahead)
+    ahead = RunAhead(binding, pace)
     binding.engine.ahead = ahead
     signals.task_postrun.connect(ahead.work, weak=False)
+    for name in _CHANGES:
+        _after_command(name, lambda *_, name=name, **__: _halt(pace, name))
+
+
+def _halt(pace: Pace, command: str) -> None:
+    if pace.halt():
+        _log.info("durable_run_ahead has no effect in this worker any more, after the remote control's %s", command)
 
 
 def _look(check: Callable[[], None]) -> None:
@@ -270,20 +284,29 @@ PICKLE = (
 )
 
 
-def _cancel_on_revoke(binding: Binding) -> None:
-    """Make the remote control command ``revoke`` cancel runs and fail steps through their log."""
-    plain = Panel.data["revoke"]
+def _after_command(name: str, follow: Callable[..., object]) -> None:
+    """Do something after each remote control command of a name, with its arguments."""
+    plain = Panel.data[name]
     if hasattr(plain, "durable_plain"):
         plain = plain.durable_plain
 
-    def revoke(state: Any, task_id: Any, *args: Any, **kwargs: Any) -> Any:
-        answer = plain(state, task_id, *args, **kwargs)
-        for name in maybe_list(task_id) or []:
-            _revoke(binding, str(name))
+    def command(state: Any, *args: Any, **kwargs: Any) -> Any:
+        answer = plain(state, *args, **kwargs)
+        follow(*args, **kwargs)
         return answer
 
-    revoke.durable_plain = plain  # type: ignore[attr-defined] # so that a second worker in this process wraps once
-    Panel.data["revoke"] = revoke
+    command.durable_plain = plain  # type: ignore[attr-defined] # so that a second worker in this process wraps once
+    Panel.data[name] = command
+
+
+def _cancel_on_revoke(binding: Binding) -> None:
+    """Make the remote control command ``revoke`` cancel runs and fail steps through their log."""
+
+    def follow(task_id: Any, *_: Any, **__: Any) -> None:
+        for name in maybe_list(task_id) or []:
+            _revoke(binding, str(name))
+
+    _after_command("revoke", follow)
 
 
 def _revoke(binding: Binding, name: str) -> None:

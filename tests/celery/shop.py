@@ -28,6 +28,7 @@ from durable_celery import (
     current_step,
     durable_task,
 )
+from tests.quick import take_all_for_quick
 
 app = Celery("shop", set_as_current=False)
 app.conf.update(
@@ -43,6 +44,8 @@ app.conf.update(
     beat_schedule={"often": {"task": "shop.note_flow", "schedule": 0.5, "args": ["beat"]}},
     result_backend_transport_options={"retry_policy": {"max_retries": 1, "interval_start": 0, "interval_step": 0.1}},
 )
+if app.conf.durable_run_ahead:
+    take_all_for_quick(app)
 task = functools.partial(app.task, shared=False)
 workflow = functools.partial(durable_task, app=app)
 

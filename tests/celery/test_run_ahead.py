@@ -21,9 +21,11 @@ from durable_celery.decorator import durable_task
 from durable_celery.dispatch import HEADER, envelope
 from durable_celery.engine import Ending
 from durable_celery.events import RunCompleted, StepScheduled
+from durable_celery.pace import Pace
 from durable_celery.steps import wrap_tasks
 from durable_celery.store.memory import MemoryStore
 from durable_celery.store.protocol import Claim, NewRun, RunMessage, StepKey, StepMessage, Store, Turn
+from durable_celery.worker import _measure_lags
 from durable_celery.workflow import WorkflowContext
 from tests.workers import ROOT
 
@@ -80,7 +82,10 @@ def app() -> Iterator[Celery]:
 def ahead_of(app: Celery, time_slice: float = 60.0) -> RunAhead:
     binding = Binding(app, store=MemoryStore())
     wrap_tasks(binding)
-    return RunAhead(binding, time_slice)
+    pace = Pace(time_slice)
+    for name in app.tasks:
+        pace.note(name, 0.0)
+    return RunAhead(binding, pace)
 
 
 def message(task: str = "plain", number: int = 1, **options: Any) -> StepMessage:
@@ -125,6 +130,20 @@ def test_where_somebody_listens_to_what_is_published_there_are_messages(app: Cel
     assert ahead_of(app).may(message())
 
 
+def test_where_somebody_listens_to_what_is_received_there_are_messages(app: Celery) -> None:
+    def listen(**_: Any) -> None:
+        pass
+
+    ahead = ahead_of(app)
+    _measure_lags(ahead.binding)
+    assert ahead.may(message())
+    signals.task_received.connect(listen)
+    try:
+        assert not ahead.may(message())
+    finally:
+        signals.task_received.disconnect(listen)
+
+
 def test_a_router_that_raises_is_left_to_who_publishes(app: Celery) -> None:
     def route(name: str, *_: Any, **__: Any) -> None:
         raise LookupError(name)
@@ -132,6 +151,73 @@ def test_a_router_that_raises_is_left_to_who_publishes(app: Celery) -> None:
     app.conf.task_routes = (route,)
 
     assert not ahead_of(app).may(message())
+
+
+def test_a_task_that_nobody_has_seen_here_gets_a_message(app: Celery) -> None:
+    pace = Pace(60.0)
+    assert not pace.fits("plain", 60.0)
+
+    pace.note("plain", 0.001)
+    assert pace.fits("plain", 60.0)
+
+
+def test_a_step_gets_a_message_if_its_task_may_take_longer_than_the_slice_has_left(app: Celery) -> None:
+    ahead = ahead_of(app, time_slice=1.0)
+    ahead.pace.note("plain", 0.9)
+    assert ahead.may(message())
+
+    ahead._until = time.monotonic() + 0.5
+    assert not ahead.may(message())
+    ahead._until = None
+    ahead.pace.note("plain", 1.1)
+    assert not ahead.may(message())
+
+
+def test_a_task_that_was_slow_once_runs_ahead_again_after_it_was_quick_for_a_while() -> None:
+    pace = Pace(0.05)
+    pace.note("plain", 0.2)
+    for _ in range(5):
+        pace.note("plain", 0.001)
+    assert not pace.fits("plain", 0.05)
+
+    for _ in range(15):
+        pace.note("plain", 0.001)
+    assert pace.fits("plain", 0.05)
+
+
+def test_how_long_a_step_takes_is_learned_from_its_executions(app: Celery) -> None:
+    @app.task(name="sleepy", shared=False)
+    def sleepy() -> None:
+        time.sleep(0.05)
+
+    app.finalize()
+    ahead = ahead_of(app, time_slice=0.04)
+    binding, step = ahead.binding, message("sleepy")
+    binding.pace = ahead.pace
+    assert ahead.may(step)
+    with bound(binding):
+        task = app.tasks["sleepy"]
+        request = binding.dispatcher.request(step, [], {}, "celery")
+        task.push_request(**request, **{CLAIM: Begun(claim_of(step))})
+        task.run()
+        task.pop_request()
+
+    assert not ahead.may(step)
+
+
+def test_a_pool_process_hears_that_nothing_is_to_run_ahead_any_more() -> None:
+    pace = Pace(0.05)
+    pace.note("plain", 0.0)
+    ears, mouth = os.pipe()
+    pid = os.fork()
+    if not pid:
+        os.read(ears, 1)
+        os._exit(pace.fits("plain", 0.05))
+    assert pace.halt()
+    assert not pace.halt()
+    os.write(mouth, b"!")
+
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
 
 
 def test_hidden_arguments_go_by_message(app: Celery) -> None:

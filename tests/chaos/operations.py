@@ -131,10 +131,14 @@ class RecordedStore:
     def _call(self, verb: str, plain: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         calls = [(self._recorder.call(), verb, _asked(verb, args, kwargs))]
         if (finishing := kwargs.get("finishing")) is not None:
-            # Two verbs in one.
+            # Two or three verbs in one.
             told = {"token": finishing.token, "take_over": args[0].owner}
             asked = _asked("finish", (finishing.key, finishing.outcome), told)
             calls.insert(0, (self._recorder.call(), "finish", asked))
+        if (begin := kwargs.get("begin")) is not None:
+            lease = args[0]
+            key = StepKey(workflow_id=lease.workflow_id, run=0, number=begin)
+            calls.append((self._recorder.call(), "claim", _asked("claim", (key, lease.owner), {})))
         for call, name, asked in calls:
             self._recorder.write(call, name, Phase.INVOKE, **asked)
         try:
@@ -147,7 +151,7 @@ class RecordedStore:
                 self._recorder.write(call, name, phase, **_place(asked), data=data)
             raise
         for call, name, asked in calls:
-            given = _answered(answer) if name == verb else _of_finishing(args[0], answer)
+            given = _answered(answer) if name == verb else _ALONG[name](args[0], answer)
             self._recorder.write(call, name, Phase.OK, **{**_place(asked), **given})
         return answer
 
@@ -200,6 +204,15 @@ def _place(asked: Mapping[str, Any]) -> dict[str, Any]:
 def _of_finishing(lease: Lease, answer: Committed) -> dict[str, Any]:
     """Return the fields of the outcome that a commit has recorded, with the lease that it took and may have kept."""
     return {"owner": lease.owner, "token": lease.token, "data": {"recorded": True, "held": answer.held}}
+
+
+def _of_beginning(lease: Lease, answer: Committed) -> dict[str, Any]:
+    """Return the fields of the claim of a step that a commit has scheduled, which is its first."""
+    return {"owner": lease.owner, "token": 1} if answer.begun else {}
+
+
+#: What a commit may do besides.
+_ALONG = {"finish": _of_finishing, "claim": _of_beginning}
 
 
 def _answered(answer: object) -> dict[str, Any]:  # noqa: PLR0911 - one case for each answer

@@ -33,7 +33,7 @@ def test_steps_that_run_ahead_have_no_messages(make_site: Callable[..., Site]) -
 
 
 def test_an_end_has_no_message_of_its_own(make_site: Callable[..., Site]) -> None:
-    site = make_site()
+    site = make_site(durable_run_ahead=0.0)
     site.worker()
 
     handle = site.start("sequence", str(site.directory), 3)
@@ -115,6 +115,51 @@ def test_a_worker_with_time_limits_runs_nothing_ahead_and_says_so(make_site: Cal
 
     assert "durable_run_ahead has no effect in this worker" in worker.log
     assert received(site, "effect") == 2
+
+
+def test_a_worker_that_replaces_its_processes_after_some_tasks_counts_each_step(make_site: Callable[..., Site]) -> None:
+    site = make_site(durable_run_ahead=30.0, worker_max_tasks_per_child=2)
+    site.worker()
+
+    assert site.start("sequence", str(site.directory), 5).get(timeout=40) == [0, 10, 20, 30, 40]
+
+    assert received(site, "effect") == 5
+    assert len({pid for _, _, pid in site.notes("effects")}) >= 3
+
+
+@pytest.mark.parametrize(
+    ("command", "arguments"),
+    [
+        ("rate_limit", {"task_name": "effect", "rate_limit": "100/s"}),
+        ("time_limit", {"task_name": "effect", "hard": 60}),
+    ],
+)
+def test_limits_that_are_set_by_remote_control_hold(
+    make_site: Callable[..., Site], command: str, arguments: dict[str, Any]
+) -> None:
+    site = make_site(durable_run_ahead=30.0)
+    worker = site.worker()
+    assert site.start("sequence", str(site.directory), 2).get(timeout=40) == [0, 10]
+    assert received(site, "effect") == 0
+
+    site.app.control.broadcast(command, arguments=arguments, reply=True, timeout=10, limit=1)
+    assert site.start("sequence", str(site.directory), 3).get(timeout=40) == [0, 10, 20]
+
+    assert received(site, "effect") == 3
+    assert f"after the remote control's {command}" in worker.log
+
+
+def test_only_steps_that_have_been_quick_run_ahead(make_site: Callable[..., Site]) -> None:
+    """With default settings: the first step of each process has a message, as have all that are slow."""
+    site = make_site()
+    site.worker(concurrency=1)
+    site.start("sequence", str(site.directory), 6).get(timeout=40)
+    assert 1 <= received(site, "effect") < 6
+
+    before = received(site, "effect")
+    site.start("sequence", str(site.directory), 3, 0.1).get(timeout=40)
+    # The first of them was not expected to be slow.
+    assert received(site, "effect") - before == 2
 
 
 @pytest.mark.slow
