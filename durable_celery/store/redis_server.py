@@ -38,6 +38,7 @@ from redis.retry import Retry
 from durable_celery.errors import ConfigurationError, StoreError, StoreUnavailableError
 from durable_celery.store.hearing import Ears
 from durable_celery.store.redis_checks import check_server
+from durable_celery.store.redis_lines import Lines
 from durable_celery.store.redis_replies import milliseconds
 
 if TYPE_CHECKING:
@@ -76,6 +77,8 @@ class Server:
         self._layout_key, self._layout = f"{namespace}:layout", {"layout": LAYOUT, "shards": shards}
         self._connect = connect
         self._client: Client | None = None
+        #: Over which scripts go to a server; a cluster's client knows where.
+        self._lines: Lines | None = None
         self._pid = 0
         self._is_checked = False
         #: Those who wait for the end of a run.
@@ -119,10 +122,11 @@ class Server:
         arguments = (1, self.key(shard, "agenda"), self._waits, *words)
 
         def run(client: Any) -> Any:
+            runner = self._lines or client
             try:
-                return client.evalsha(digest, *arguments)
+                return runner.evalsha(digest, *arguments)
             except NoScriptError:
-                return client.eval(text, *arguments)
+                return runner.eval(text, *arguments)
 
         return self.ask(run)
 
@@ -199,7 +203,9 @@ class Server:
     def _connected(self) -> Client:
         # A cluster client holds locks and node tables that do not survive a fork in the middle of their use.
         if self._client is None or self._pid != os.getpid():
-            self._client, self._pid = self._connect(), os.getpid()
+            client = self._connect()
+            self._lines = None if isinstance(client, RedisCluster) else Lines(client.connection_pool)
+            self._client, self._pid = client, os.getpid()
         return self._client
 
 
