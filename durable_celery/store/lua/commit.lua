@@ -42,10 +42,12 @@ if run and is_repeated() then
   return { 1, page(id, read, run.read - count), run.read, run.owner and 1 or 0, NOW, 0, letters > 0 and 1 or 0 }
 end
 
+local base = run and length_of(id)
+
 -- The step that the outcome is of, if nothing has happened to the run since its last turn but an attempt at it.
 local function step_to_finish()
   if is_closed(run) or run.owner or run.token ~= token - 1 then return false end
-  if read ~= run.read or read ~= length_of(id) or tonumber(ARGV[FIRST + 3]) > NOW then return false end
+  if read ~= run.read or read ~= base or tonumber(ARGV[FIRST + 3]) > NOW then return false end
   local step = step_of(id, place_of(newest(id), ARGV[FIRST + 1]))
   return step and step.state == 'claimed' and step.attempt == tonumber(ARGV[FIRST + 2]) and is_alive(owner) and step
 end
@@ -57,7 +59,7 @@ if not is_current or (count > 0 and (is_closed(run) or read < (run.read or 0))) 
   return { 0, run and run.token or 0, run and run.owner or '', run and run.read or 0 }
 end
 
-local follow, execution, base = {}, newest(id), length_of(id)
+local follow, execution = {}, newest(id)
 local begun = ARGV[8] ~= '' and is_alive(owner) and place_of(execution, ARGV[8])
 
 local function open_step(place, seq, limits, child)
@@ -76,7 +78,12 @@ end
 
 function follow.finish(place)
   forget_step(id, place, finished)
-  grant(id, owner)
+  if hold then grant(id, owner) else renew_lease(id, owner) end
+end
+
+-- A lease that was taken here, and is not kept, was in nobody's hands.
+local function let_go()
+  if is_finishing and not hold then run.owner = nil else give_back(id) end
 end
 
 function follow.step(place, seq, limits) open_step(place, seq, limits) end
@@ -171,7 +178,7 @@ local length = base + count
 changed[id] = true
 if is_continuing then
   run.read, run.failures, run.reason = nil, nil, nil
-  give_back(id)
+  let_go()
   wake(id)
   return done({ 1, {}, length, 0, NOW, 0, 0 })
 end
@@ -183,8 +190,9 @@ if not is_closed(run) then
 end
 local held = hold or (base > read and not is_closed(run))
 if not held then
-  give_back(id)
-  wake(id)
+  let_go()
+  -- Else all that has come was read.
+  if is_closed(run) then wake(id) end
 end
 local reply = done({ 1, page(id, read, base), length, held and 1 or 0, NOW, begun and 1 or 0 })
 local mailed = 0

@@ -184,9 +184,16 @@ end
 
 -- Owners, leases and the wake mark -----------------------------------------------------------------------------------
 
+-- By process: asked once per script.
+local alive = {}
+
 local function is_alive(owner)
-  local ends = redis.call('ZSCORE', OWNERS, process_of(owner))
-  return ends and tonumber(ends) > NOW
+  local process = process_of(owner)
+  if alive[process] == nil then
+    local ends = redis.call('ZSCORE', OWNERS, process)
+    alive[process] = ends and tonumber(ends) > NOW or false
+  end
+  return alive[process]
 end
 
 local function has_unread(id)
@@ -245,19 +252,20 @@ local function free_process(process)
   redis.call('DEL', held_key(process))
   redis.call('ZREM', OWNERS, process)
   redis.call('SREM', peers_key(process), process)
+  alive[process] = false
 end
 
 -- Let a process live from now on.
 local function keep(process)
   if redis.call('ZADD', OWNERS, NOW + OWNER_TTL, process) == 1 then redis.call('SADD', peers_key(process), process) end
+  alive[process] = true
 end
 
 -- Before a process takes something in hand: make it known; if it expired, it first loses what it held.
 local function join(owner)
+  if is_alive(owner) then return end
   local process = process_of(owner)
-  local ends = redis.call('ZSCORE', OWNERS, process)
-  if ends and tonumber(ends) > NOW then return end
-  if ends then free_process(process) end
+  if redis.call('ZSCORE', OWNERS, process) then free_process(process) end
   keep(process)
 end
 
@@ -267,15 +275,21 @@ local function is_held(id, owner)
   return run.owner and run.owner ~= owner and is_alive(run.owner)
 end
 
+-- Begin a turn: a new token, and no wake mark.
+local function renew_lease(id, owner)
+  local run = run_of(id)
+  run.token, run.owner, run.sends = (run.token or 0) + 1, owner, nil
+  changed[id] = true
+  redis.call('ZREM', AGENDA, 'r:' .. id)
+end
+
 -- Give the lease under a new token; a repeated call of the same owner finds what it was given. Clears the wake mark.
 local function grant(id, owner)
   local run = run_of(id)
   if run.owner == owner then return end
   if run.owner then free_lease(id) end
   join(owner)
-  run.token, run.owner, run.sends = (run.token or 0) + 1, owner, nil
-  changed[id] = true
-  redis.call('ZREM', AGENDA, 'r:' .. id)
+  renew_lease(id, owner)
   redis.call('SADD', held_key(owner), 'r:' .. id)
 end
 
