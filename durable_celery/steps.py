@@ -12,7 +12,7 @@ import logging
 import signal
 import threading
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
@@ -41,6 +41,7 @@ from durable_celery.vetting import Arguments, is_of, key_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Mapping
+    from contextlib import AbstractContextManager
 
     from celery import Task
     from celery.canvas import Signature
@@ -150,7 +151,9 @@ class _Attempt:
         self.task, self.engine, self.codec, self.pace = task, binding.engine, binding.codec, binding.pace
         self.header, self.request, self.key = header, task.request, key_of(header)
         self.arguments = Arguments(binding.codec, task.request, self.key, header.get("sealed"))
-        self.go_on = self._may_go_on(binding)
+        #: Whether it runs ahead: then it has no time limit, and the workflow's turns are taken here.
+        self.is_ahead = isinstance(self.request.get(CLAIM), Begun)
+        self.go_on = self.is_ahead or self._may_go_on(binding)
         #: Whether its outcome may stand in the task's own database.
         self.settles = settles
 
@@ -242,7 +245,7 @@ class _Attempt:
         self.task.send_event("task-revoked", terminated=False, signum=None, expired=False)
 
     def _complete(self, claim: Claim, result: object) -> None:
-        with _no_soft_limit():
+        with self._unlimited():
             try:
                 self.engine.complete_step(claim, result, go_on=self.go_on)
             except PayloadError as error:
@@ -250,8 +253,11 @@ class _Attempt:
                 raise
 
     def _fail(self, claim: Claim, error: Exception, *, is_final: bool = False) -> float | None:
-        with _no_soft_limit():
+        with self._unlimited():
             return self.engine.fail_step(claim, error, go_on=self.go_on, is_final=is_final)
+
+    def _unlimited(self) -> AbstractContextManager[None]:
+        return nullcontext() if self.is_ahead else _no_soft_limit()
 
     def _raised(self, claim: Claim, error: Exception) -> None:
         """End an attempt that raised: it is tried again, or its failure is recorded."""
