@@ -219,7 +219,9 @@ class RunAhead(threading.local):
             self._call = self.binding.dispatcher.call(message)
         except Exception:  # noqa: BLE001 - a user's codec or router: who publishes the message tells of it
             return False
-        return self._call[-1] in app.amqp.queues.consume_from
+        queue = app.amqp.queues.consume_from.get(self._call[-1])
+        # The broker gives the messages of some queues to one consumer alone, which need not be this worker.
+        return queue is not None and not (queue.queue_arguments or {}).get("x-single-active-consumer")
 
 
 def _trace(task: Any, request: dict[str, Any], call: tuple[Any, Any], tell: Callable[..., None], **ends: float) -> None:

@@ -14,6 +14,7 @@ import pytest
 from celery import Celery, Task, signals
 from celery._state import _task_stack
 from celery.app.trace import build_tracer
+from kombu import Queue
 
 from durable_celery.ahead import CLAIM, Begun, RunAhead
 from durable_celery.app import Binding, bound
@@ -70,7 +71,8 @@ def app() -> Iterator[Celery]:
     for name, given in options.items():
         app.task(name=name, shared=False, **given)(noop)
     app.finalize()
-    app.amqp.queues.select(["celery"])
+    app.amqp.queues.add(Queue("one-by-one", queue_arguments={"x-single-active-consumer": True}))
+    app.amqp.queues.select(["celery", "one-by-one"])
     task = app.tasks["now"]
     _task_stack.push(task)
     task.push_request(id="now", timelimit=[None, None], hostname="here")
@@ -111,7 +113,14 @@ def test_a_task_whose_message_matters_gets_one(app: Celery, task: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "options", [{"queue": "elsewhere"}, {"attempt_timeout": 5}, {"priority": 3}, {"message": {"expires": 5}}]
+    "options",
+    [
+        {"queue": "elsewhere"},
+        {"queue": "one-by-one"},
+        {"attempt_timeout": 5},
+        {"priority": 3},
+        {"message": {"expires": 5}},
+    ],
 )
 def test_a_step_whose_message_matters_gets_one(app: Celery, options: dict[str, Any]) -> None:
     assert not ahead_of(app).may(message(**options))
