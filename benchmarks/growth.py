@@ -23,8 +23,8 @@ from benchmarks import load
 from benchmarks.report import RESULTS, number, settings
 from benchmarks.system import CONCURRENCY, System, running_system
 from durable_celery.events import RunCompleted, TimerStarted
-from durable_celery.store.protocol import NewRun
-from durable_celery.store.redis_replies import output_words
+from durable_celery.store.protocol import Lease, NewRun
+from durable_celery.store.redis_replies import commit_words
 
 #: Runs that are written in one round trip.
 _BATCH = 500
@@ -167,9 +167,9 @@ def _write(store: Any, names: list[str], outputs: Sequence[Any], *, hold: bool =
             for name in names
         ]
     )
-    words = output_words(outputs)
     server.scripts("take", [(0, (name, f"bench#{name}", 0)) for name in names])
-    server.scripts("commit", [(0, (name, 1, f"bench#{name}", 1, "", int(hold), "", *words)) for name in names])
+    leases = [Lease(workflow_id=name, token=1, owner=f"bench#{name}") for name in names]
+    server.scripts("commit", [(0, commit_words(it, outputs, read=1, waiting="", hold=hold)) for it in leases])
 
 
 def _shared(curve: str, plan: Plan, store: str) -> Iterator[Point]:

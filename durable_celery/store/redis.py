@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
-from itertools import chain
 from operator import methodcaller
 from typing import TYPE_CHECKING, Any, Self
 
@@ -53,12 +52,11 @@ from durable_celery.store.protocol import (
 )
 from durable_celery.store.redis_replies import (
     Head,
+    commit_words,
     events_of,
-    finishing_words,
     input_kind,
     milliseconds,
     open_steps,
-    output_words,
     printable,
     read_message,
     read_record,
@@ -171,20 +169,10 @@ class RedisStore:
         mail: Sequence[Mail] = (),
     ) -> Committed:
         """See :meth:`Store.commit`."""
-        done, *answer = self._verb(
-            "commit",
-            lease.workflow_id,
-            lease.token,
-            lease.owner,
-            read,
-            printable(waiting),
-            int(hold),
-            "" if begin is None else begin,
-            len(mail),
-            *chain.from_iterable(mail),
-            *(finishing_words(finishing) if finishing else ()),
-            *output_words(outputs),
+        words = commit_words(
+            lease, outputs, read=read, waiting=waiting, hold=hold, begin=begin, finishing=finishing, mail=mail
         )
+        done, *answer = self._verb("commit", *words)
         if not done:
             token, owner, position = answer
             raise StaleLeaseError(

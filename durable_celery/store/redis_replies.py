@@ -6,6 +6,7 @@ Pure functions over texts and lists: nothing here talks to a server. Each script
 from __future__ import annotations
 
 import json
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from durable_celery.events import (
@@ -29,6 +30,7 @@ from durable_celery.store.limits import Limits
 from durable_celery.store.protocol import (
     Finishing,
     Lease,
+    Mail,
     PendingStep,
     RunMessage,
     RunRecord,
@@ -45,11 +47,11 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Head",
+    "commit_words",
     "events_of",
     "input_kind",
     "milliseconds",
     "open_steps",
-    "output_words",
     "printable",
     "read_message",
     "read_record",
@@ -200,12 +202,39 @@ def input_kind(event: Event) -> str:
             return ""
 
 
-def finishing_words(finishing: Finishing) -> tuple[str | int, ...]:
+def commit_words(
+    lease: Lease,
+    outputs: Sequence[Event],
+    *,
+    read: int,
+    waiting: str,
+    hold: bool,
+    begin: int | None = None,
+    finishing: Finishing | None = None,
+    mail: Sequence[Mail] = (),
+) -> tuple[str | int, ...]:
+    """Return what the script ``commit`` is told."""
+    return (
+        lease.workflow_id,
+        lease.token,
+        lease.owner,
+        read,
+        printable(waiting),
+        int(hold),
+        "" if begin is None else begin,
+        len(mail),
+        *chain.from_iterable(mail),
+        *(_finishing_words(finishing) if finishing else ()),
+        *_output_words(outputs),
+    )
+
+
+def _finishing_words(finishing: Finishing) -> tuple[str | int, ...]:
     """Return the five words for an outcome that ``commit`` records before the outputs."""
     return "finish", finishing.key.number, finishing.token, finishing.at, encode(finishing.outcome)
 
 
-def output_words(outputs: Sequence[Event]) -> Iterator[str | int]:
+def _output_words(outputs: Sequence[Event]) -> Iterator[str | int]:
     """Return the five words for each output that ``commit`` is told: what follows, number, two more, text."""
     for event in outputs:
         yield from _follows(event)
