@@ -169,7 +169,8 @@ def _write(store: Any, names: list[str], outputs: Sequence[Any], *, hold: bool =
     )
     server.scripts("take", [(0, (name, f"bench#{name}", 0)) for name in names])
     leases = [Lease(workflow_id=name, token=1, owner=f"bench#{name}") for name in names]
-    server.scripts("commit", [(0, commit_words(it, outputs, read=1, waiting="", hold=hold)) for it in leases])
+    told = [(lease.workflow_id, *commit_words(lease, outputs, read=1, waiting="", hold=hold)) for lease in leases]
+    server.scripts("commit", [(0, words) for words in told])
 
 
 def _shared(curve: str, plan: Plan, store: str) -> Iterator[Point]:

@@ -172,7 +172,7 @@ class RedisStore:
         words = commit_words(
             lease, outputs, read=read, waiting=waiting, hold=hold, begin=begin, finishing=finishing, mail=mail
         )
-        done, *answer = self._verb("commit", *words)
+        done, *answer = self._verb("commit", lease.workflow_id, *words)
         if not done:
             token, owner, position = answer
             raise StaleLeaseError(

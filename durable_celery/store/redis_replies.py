@@ -213,9 +213,8 @@ def commit_words(
     finishing: Finishing | None = None,
     mail: Sequence[Mail] = (),
 ) -> tuple[str | int, ...]:
-    """Return what the script ``commit`` is told."""
+    """Return what the script ``commit`` is told after the run's id."""
     return (
-        lease.workflow_id,
         lease.token,
         lease.owner,
         read,

@@ -14,7 +14,7 @@ import pytest
 from celery import Celery, Task, signals
 from celery._state import _task_stack
 from celery.app.trace import build_tracer
-from kombu import Queue
+from kombu.entity import Queue
 
 from durable_celery.ahead import CLAIM, Begun, RunAhead
 from durable_celery.app import Binding, bound
