@@ -69,6 +69,8 @@ class RunAhead(threading.local):
 
     def __init__(self, binding: Binding, pace: Pace) -> None:
         self.binding, self.pace = binding, pace
+        #: Whether somebody hears of messages that are sent, and so of steps that need none.
+        self._tells_sent = bool(binding.app.conf.task_send_sent_event)
         self._next: tuple[StepMessage, Claim] | None = None
         #: The request of the run whose end was last allowed, and the end that is to be delivered.
         self._request: dict[str, Any] = {}
@@ -170,7 +172,7 @@ class RunAhead(threading.local):
             kin = {"root_id": request["root_id"], "parent_id": request["parent_id"], "retries": 0}
             call = {"name": task.name, "args": request["argsrepr"], "kwargs": request["kwargsrepr"]}
             _log.info("Task %s[%s] runs ahead", task.name, key)
-            if self.binding.app.conf.task_send_sent_event:
+            if self._tells_sent:
                 self._tell(hostname, "task-sent", uuid=key, **kin, **call, queue=queue, exchange="", routing_key=queue)
             tell = self._teller(hostname, uuid=key, **kin)
             tell("task-received", **call)

@@ -10,12 +10,14 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Any
 
+from redis import BlockingConnectionPool
+from redis.cluster import RedisCluster
 from redis.exceptions import ResponseError
 
 if TYPE_CHECKING:
     from redis import ConnectionPool
 
-__all__ = ["Lines"]
+__all__ = ["Lines", "lines_of"]
 
 #: Seconds after which a connection that was not used may have been closed by the server, or by something between.
 _FRESH = 1.0
@@ -68,6 +70,16 @@ class Lines:
         # The pool looks at it.
         self._pool.release(connection)
         return self._pool.get_connection()
+
+
+def lines_of(client: Any) -> Lines | None:
+    """Return over which connections a client's scripts go; None where the client itself has to give one each time.
+
+    A cluster's client knows to which node, and who waits in a blocking pool waits for what comes back to it.
+    """
+    if isinstance(client, RedisCluster) or isinstance(client.connection_pool, BlockingConnectionPool):
+        return None
+    return Lines(client.connection_pool)
 
 
 def _packed(words: tuple[str | int, ...]) -> bytes:

@@ -38,7 +38,7 @@ from redis.retry import Retry
 from durable_celery.errors import ConfigurationError, StoreError, StoreUnavailableError
 from durable_celery.store.hearing import Ears
 from durable_celery.store.redis_checks import check_server
-from durable_celery.store.redis_lines import Lines
+from durable_celery.store.redis_lines import lines_of
 from durable_celery.store.redis_replies import milliseconds
 
 if TYPE_CHECKING:
@@ -46,6 +46,7 @@ if TYPE_CHECKING:
 
     from durable_celery.store.hearing import Told
     from durable_celery.store.protocol import Finding, Timing
+    from durable_celery.store.redis_lines import Lines
 
 __all__ = ["Client", "Server", "connect", "plain_url", "script"]
 
@@ -77,7 +78,7 @@ class Server:
         self._layout_key, self._layout = f"{namespace}:layout", {"layout": LAYOUT, "shards": shards}
         self._connect = connect
         self._client: Client | None = None
-        #: Over which scripts go to a server; a cluster's client knows where.
+        #: Over which scripts go, if not by the client.
         self._lines: Lines | None = None
         self._pid = 0
         self._is_checked = False
@@ -204,7 +205,7 @@ class Server:
         # A cluster client holds locks and node tables that do not survive a fork in the middle of their use.
         if self._client is None or self._pid != os.getpid():
             client = self._connect()
-            self._lines = None if isinstance(client, RedisCluster) else Lines(client.connection_pool)
+            self._lines = lines_of(client)
             self._client, self._pid = client, os.getpid()
         return self._client
 

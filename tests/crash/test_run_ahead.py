@@ -162,6 +162,22 @@ def test_only_steps_that_have_been_quick_run_ahead(make_site: Callable[..., Site
     assert received(site, "effect") - before == 2
 
 
+def test_a_run_of_short_steps_lets_others_have_their_turn(make_site: Callable[..., Site]) -> None:
+    site = make_site()
+    site.worker(concurrency=1)
+    site.start("sequence", str(site.directory), 1).get(timeout=40)
+
+    long = site.start("sequence", str(site.directory), 3000)
+    site.wait_for_notes("effects", 30)
+    short = site.start("sequence", str(site.directory), 2)
+    assert short.get(timeout=40) == [0, 10]
+    long.get(timeout=60)
+
+    assert short.history()[-1].at < long.history()[-1].at
+    # A slice holds dozens of them, and nobody has waited for all.
+    assert received(site, "effect") < 1500
+
+
 @pytest.mark.slow
 def test_kills_lose_no_run_and_record_no_step_twice(make_site: Callable[..., Site]) -> None:
     seed = random.randrange(2**32)

@@ -15,6 +15,7 @@ from redis.exceptions import NoScriptError, ResponseError
 from redis.retry import Retry
 
 from durable_celery.store import redis_lines
+from durable_celery.store.redis import RedisStore
 from durable_celery.store.redis_lines import Lines
 from tests.servers import RedisServer
 
@@ -132,9 +133,20 @@ def test_a_client_that_tries_again_does_so(redis_server: RedisServer) -> None:
         assert lines.eval(ECHO, 1, "k") == ["k"]
 
 
-def test_a_forked_process_leaves_the_connections_of_its_parent_alone(redis_server: RedisServer) -> None:
-    from durable_celery.store.redis import RedisStore
+def test_where_connections_are_waited_for_they_are_given_back(redis_server: RedisServer) -> None:
+    pool = redis.BlockingConnectionPool.from_url(redis_server.start().url, max_connections=1, timeout=5)
+    store = RedisStore(redis.Redis(connection_pool=pool), namespace="lines")
+    found: list[Any] = []
+    threads = [threading.Thread(target=lambda: found.append(store.get("w"))) for _ in range(5)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
 
+    assert found == [None] * 5
+
+
+def test_a_forked_process_leaves_the_connections_of_its_parent_alone(redis_server: RedisServer) -> None:
     store = RedisStore.from_url(redis_server.start().url, namespace="lines")
     assert store.get("w") is None
     pid = os.fork()
