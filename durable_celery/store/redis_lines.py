@@ -10,8 +10,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Any
 
-from redis import BlockingConnectionPool
-from redis.cluster import RedisCluster
+from redis import BlockingConnectionPool, Redis
 from redis.exceptions import ResponseError
 
 if TYPE_CHECKING:
@@ -73,13 +72,13 @@ class Lines:
 
 
 def lines_of(client: Any) -> Lines | None:
-    """Return over which connections a client's scripts go; None where the client itself has to give one each time.
+    """Return over which connections a client's scripts go; None where the client itself has to be asked each time.
 
-    A cluster's client knows to which node, and who waits in a blocking pool waits for what comes back to it.
+    A cluster's client knows to which node, and one of a class of its own may do more than to ask. Who waits in a
+    blocking pool waits for what comes back to it.
     """
-    if isinstance(client, RedisCluster) or isinstance(client.connection_pool, BlockingConnectionPool):
-        return None
-    return Lines(client.connection_pool)
+    is_plain = type(client) is Redis and not isinstance(client.connection_pool, BlockingConnectionPool)
+    return Lines(client.connection_pool) if is_plain else None
 
 
 def _packed(words: tuple[str | int, ...]) -> bytes:

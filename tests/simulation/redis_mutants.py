@@ -36,8 +36,19 @@ OF_THE_LUA: tuple[LuaMutant, ...] = (
     LuaMutant(
         "a step that is finished with its turn stays open",
         "rule 6, I2",
-        "  forget_step(id, place, finished)\n  grant(id, owner)\n",
-        "  grant(id, owner)\n",
+        "  forget_step(id, place, finished)\n  if hold",
+        "  if hold",
+    ),
+    LuaMutant(
+        "a lease that is not kept stays with the run",
+        "rule 3, I6",
+        "run.owner = nil else give_back(id)",
+        "run.owner = owner else give_back(id)",
+    ),
+    LuaMutant(
+        "the end of a run wakes nobody",
+        "rule 1, I6",
+        "  if is_closed(run) then wake(id) end\n",
     ),
     LuaMutant(
         "a wake-up has no agenda entry",

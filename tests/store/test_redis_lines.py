@@ -133,6 +133,20 @@ def test_a_client_that_tries_again_does_so(redis_server: RedisServer) -> None:
         assert lines.eval(ECHO, 1, "k") == ["k"]
 
 
+def test_a_client_of_a_class_of_its_own_is_asked(redis_server: RedisServer) -> None:
+    asked: list[str] = []
+
+    class Watched(redis.Redis):
+        def execute_command(self, *args: Any, **options: Any) -> Any:
+            asked.append(args[0])
+            return super().execute_command(*args, **options)
+
+    store = RedisStore(Watched.from_url(redis_server.start().url), namespace="lines")
+
+    assert store.get("w") is None
+    assert "EVALSHA" in asked
+
+
 def test_where_connections_are_waited_for_they_are_given_back(redis_server: RedisServer) -> None:
     pool = redis.BlockingConnectionPool.from_url(redis_server.start().url, max_connections=1, timeout=5)
     store = RedisStore(redis.Redis(connection_pool=pool), namespace="lines")
