@@ -19,6 +19,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from celery import current_task, signals
@@ -29,7 +30,7 @@ from durable_celery.dispatch import HEADER, took
 from durable_celery.mail import is_publishing_watched
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Generator
 
     from durable_celery.app import Binding
     from durable_celery.engine.turn import Ending
@@ -229,12 +230,27 @@ class RunAhead(threading.local):
 def _trace(task: Any, request: dict[str, Any], call: tuple[Any, Any], tell: Callable[..., None], **ends: float) -> None:
     """Execute a task as a pool process does, and tell how it ended as the main process would."""
     args, kwargs = call
-    retval, info, runtime, text = task.__trace__(request["id"], args, kwargs, request)
+    with _alone(task.request_stack):
+        retval, info, runtime, text = task.__trace__(request["id"], args, kwargs, request)
     if info is None:
         tell("task-succeeded", **{"result": text, "runtime": runtime, **ends})
     elif info.state in _EVENTS:
         error = {"exception": saferepr(info.retval), "traceback": str(getattr(retval, "traceback", ""))}
         tell(_EVENTS[info.state], **error, **ends)
+
+
+@contextmanager
+def _alone(requests: Any) -> Generator[None]:
+    """Take away a task's requests for a while: the task that is over may be of the same name.
+
+    In a worker Celery hands a task a copy of a request that is not the only one, and what is noted on it were lost.
+    """
+    before = [requests.pop() for _ in range(len(requests))]
+    try:
+        yield
+    finally:
+        for request in reversed(before):
+            requests.push(request)
 
 
 def _is_receiving_watched() -> bool:

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from celery import Celery
+from celery import Celery, Task
 
 from durable_celery import (
     AsyncWorkflowContext,
@@ -40,6 +40,7 @@ def make_app(config: Mapping[str, Any]) -> Celery:
     app.conf.update(config)
     for task in (add, effect, hold, hand_out, poison):
         app.task(name=task.__name__, shared=False)(task)
+    app.task(name="watch", shared=False, base=Watching)(watch)
     app.task(name="flaky", shared=False, bind=True, autoretry_for=(NotYetError,), default_retry_delay=0)(flaky)
     app.task(name="unsteady", shared=False)(unsteady)
     for workflow in (
@@ -55,6 +56,7 @@ def make_app(config: Mapping[str, Any]) -> Celery:
         poisoned,
         held_local,
         called,
+        watched,
     ):
         durable_task(name=workflow.__name__, app=app, shared=False)(workflow)
     child = durable_task(name="child", app=app, shared=False)(sequence)
@@ -89,6 +91,18 @@ def effect(directory: str, value: int, pause: float = 0.0) -> int:
     note(directory, "effects")
     time.sleep(pause)
     return value * 10
+
+
+class Watching(Task):
+    """Looks for its step in a handler, too."""
+
+    def after_return(self, *rest: Any) -> None:
+        (directory,) = rest[3]
+        note(directory, "after")
+
+
+def watch(directory: str) -> int:
+    return note(directory, "within")
 
 
 def hold(directory: str, name: str) -> int:
@@ -146,6 +160,14 @@ def note(directory: str, name: str) -> int:
 
 def sequence(ctx: WorkflowContext, directory: str, steps: int, pause: float = 0.0) -> list[int]:
     return [ctx.step("effect", directory, number, pause) for number in range(steps)]
+
+
+def watched(ctx: WorkflowContext, directory: str, steps: int) -> list[int]:
+    """Do a step that has a message, because it has a priority, and then others of the same task."""
+    return [
+        ctx.options(priority=1).step("watch", directory),
+        *(ctx.step("watch", directory) for _ in range(steps - 1)),
+    ]
 
 
 def rounds(ctx: WorkflowContext, directory: str, left: int, results: list[int] | None = None) -> list[int]:

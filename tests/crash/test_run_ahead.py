@@ -44,6 +44,20 @@ def test_an_end_has_no_message_of_its_own(make_site: Callable[..., Site]) -> Non
     assert received(site, "sequence") == 1
 
 
+def test_a_step_that_runs_ahead_of_its_own_task_is_found_by_all_of_its_code(make_site: Callable[..., Site]) -> None:
+    site = make_site(durable_run_ahead=30.0)
+    site.worker()
+
+    handle = site.start("watched", str(site.directory), 4)
+
+    assert handle.get(timeout=40) == [1, 1, 1, 1]
+    assert received(site, "watch") == 1
+    keys = [f"{handle.id}/1.{number}" for number in range(1, 5)]
+    assert [key for key, _, _ in site.notes("within")] == keys
+    # The handler of the one that has a message comes first: those after it run once it is over.
+    assert [key for key, _, _ in site.wait_for_notes("after", 4)] == keys
+
+
 def test_a_slice_ends_with_a_message(make_site: Callable[..., Site]) -> None:
     site = make_site(durable_run_ahead=0.25)
     site.worker()
