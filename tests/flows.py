@@ -96,7 +96,7 @@ def effect(directory: str, value: int, pause: float = 0.0) -> int:
 class Watching(Task):
     """Looks for its step in a handler, too."""
 
-    def after_return(self, *rest: Any) -> None:
+    def after_return(self, *rest: Any) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
         (directory,) = rest[3]
         note(directory, "after")
 
