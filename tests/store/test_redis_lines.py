@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import threading
-import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -18,6 +17,7 @@ from durable_celery.store import redis_lines
 from durable_celery.store.redis import RedisStore
 from durable_celery.store.redis_lines import Lines
 from tests.servers import RedisServer
+from tests.waiting import wait_until
 
 ECHO = "return {KEYS[1], unpack(ARGV)}"
 
@@ -117,9 +117,9 @@ def test_a_connection_that_the_server_closed_meanwhile_is_not_used(
         lines.eval(ECHO, 1, "k")
     assert lines.eval(ECHO, 1, "k") == ["k"]
 
-    monkeypatch.setattr(redis_lines, "_FRESH", 0.0)
+    monkeypatch.setattr(redis_lines, "_FRESH", -1.0)
     client.client_kill_filter(_type="normal", skipme=True)
-    time.sleep(0.01)
+    wait_until(lambda: clients_of(client) == 1, 10, lambda: "the connection to be closed")
     assert lines.eval(ECHO, 1, "k") == ["k"]
 
 
