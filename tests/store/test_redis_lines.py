@@ -118,8 +118,9 @@ def test_a_connection_that_the_server_closed_meanwhile_is_not_used(
     assert lines.eval(ECHO, 1, "k") == ["k"]
 
     monkeypatch.setattr(redis_lines, "_FRESH", -1.0)
+    port = lines._idle[-1][0]._sock.getsockname()[1]
     client.client_kill_filter(_type="normal", skipme=True)
-    wait_until(lambda: clients_of(client) == 1, 10, lambda: "the connection to be closed")
+    wait_until(lambda: f":{port}" not in str(client.client_list()), 10, lambda: "the connection to be closed")
     assert lines.eval(ECHO, 1, "k") == ["k"]
 
 
