@@ -5,7 +5,8 @@ from __future__ import annotations
 import random
 import threading
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -72,20 +73,13 @@ def test_a_slice_ends_with_a_message(make_site: Callable[..., Site]) -> None:
 def test_monitors_see_steps_that_run_ahead(make_site: Callable[..., Site]) -> None:
     site = make_site(durable_run_ahead=30.0)
     site.worker(args=["-E"])
-    seen: list[dict[str, Any]] = []
-    with site.app.connection_for_read() as connection:
-        receiver = site.app.events.Receiver(connection, handlers={"*": seen.append})
-        stop = threading.Event()
-        listener = threading.Thread(target=lambda: _listen(receiver, stop))
-        listener.start()
+    with listening(site) as seen:
         handle = site.start("retrying", str(site.directory))
         handle.get(timeout=40)
         steps = {f"{handle.id}/1.{number}" for number in (1, 2)}
         wait_until(
             lambda: steps <= {event["uuid"] for event in seen if event["type"] == "task-succeeded"}, 20, site.story
         )
-        stop.set()
-        listener.join(20)
 
     of_steps = [event for event in seen if event.get("uuid") in steps]
     kinds = Counter(event["type"] for event in of_steps)
@@ -94,6 +88,34 @@ def test_monitors_see_steps_that_run_ahead(make_site: Callable[..., Site]) -> No
     assert kinds["task-retried"] >= 1
     assert {event["hostname"] for event in of_steps} == {f"{site.workers[0].name}@{_host(of_steps)}"}
     assert {event["root_id"] for event in of_steps if event["type"] == "task-received"} == {handle.id}
+
+
+def test_monitors_of_what_is_sent_see_steps_that_run_ahead(make_site: Callable[..., Site]) -> None:
+    site = make_site(durable_run_ahead=30.0, task_send_sent_event=True)
+    site.worker()
+    with listening(site) as seen:
+        handle = site.start("sequence", str(site.directory), 2)
+        handle.get(timeout=40)
+        steps = {f"{handle.id}/1.{number}" for number in (1, 2)}
+        wait_until(lambda: steps <= {event["uuid"] for event in seen if event["type"] == "task-sent"}, 20, site.story)
+
+    assert received(site, "effect") == 0
+
+
+@contextmanager
+def listening(site: Site) -> Generator[list[dict[str, Any]]]:
+    """Give the events that monitors of a site get."""
+    seen: list[dict[str, Any]] = []
+    with site.app.connection_for_read() as connection:
+        receiver = site.app.events.Receiver(connection, handlers={"*": seen.append})
+        stop = threading.Event()
+        listener = threading.Thread(target=lambda: _listen(receiver, stop))
+        listener.start()
+        try:
+            yield seen
+        finally:
+            stop.set()
+            listener.join(20)
 
 
 def _listen(receiver: Any, stop: threading.Event) -> None:
@@ -146,6 +168,7 @@ def test_a_worker_that_replaces_its_processes_after_some_tasks_counts_each_step(
     [
         ("rate_limit", {"task_name": "effect", "rate_limit": "100/s"}),
         ("time_limit", {"task_name": "effect", "hard": 60}),
+        ("cancel_consumer", {"queue": "another"}),
     ],
 )
 def test_limits_that_are_set_by_remote_control_hold(
