@@ -11,6 +11,7 @@ from benchmarks.kill import w6_kill
 from benchmarks.report import Figure, save, show
 from benchmarks.system import CONCURRENCY, running_system
 from benchmarks.workloads import WORKLOADS, Scale, w7_memory
+from durable_celery.settings import Settings
 
 
 def main() -> None:
@@ -24,7 +25,7 @@ def main() -> None:
     stores = ("redis", "sqlite", "postgresql", "mariadb")
     parser.add_argument("--store", choices=stores, default="redis", help="where the histories are (default redis)")
     parser.add_argument("--aof", choices=("no", "everysec", "always"), default="no", help="when Redis syncs its disk")
-    parser.add_argument("--run-ahead", type=float, default=0.05, help="durable_run_ahead (default 0.05, as it is)")
+    parser.add_argument("--run-ahead", type=float, default=Settings().run_ahead, help="durable_run_ahead")
     parser.add_argument("--atomic-publish", action="store_true", help="durable_atomic_publish (default: off)")
     options = parser.parse_args()
     os.environ["BENCH_ATOMIC_PUBLISH"] = "1" if options.atomic_publish else ""

@@ -26,7 +26,7 @@ from celery import current_task, signals
 from celery.app.task import Task
 from celery.utils.saferepr import saferepr
 
-from durable_celery.dispatch import HEADER, took
+from durable_celery.dispatch import HEADER, has_one_consumer, took
 from durable_celery.mail import is_publishing_watched
 
 if TYPE_CHECKING:
@@ -223,8 +223,8 @@ class RunAhead(threading.local):
         except Exception:  # noqa: BLE001 - a user's codec or router: who publishes the message tells of it
             return False
         queue = app.amqp.queues.consume_from.get(self._call[-1])
-        # The broker gives the messages of some queues to one consumer alone, which need not be this worker.
-        return queue is not None and not (queue.queue_arguments or {}).get("x-single-active-consumer")
+        # If one consumer gets them all, that need not be this worker.
+        return queue is not None and not has_one_consumer(queue)
 
 
 def _trace(task: Any, request: dict[str, Any], call: tuple[Any, Any], tell: Callable[..., None], **ends: float) -> None:

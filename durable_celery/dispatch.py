@@ -140,6 +140,11 @@ def header_of(request: Any) -> dict[str, Any] | None:
     return header if isinstance(header, dict) else None if header is None else {}
 
 
+def has_one_consumer(queue: Any) -> bool:
+    """Tell whether the broker gives all messages of one of kombu's queues to one consumer, whoever else consumes it."""
+    return bool((queue.queue_arguments or {}).get("x-single-active-consumer"))
+
+
 class _Unset(str):
     """A parent id that is none: empty, yet true, so that Celery does not put the publishing task in its place."""
 

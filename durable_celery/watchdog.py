@@ -21,6 +21,8 @@ from celery.platforms import EX_FAILURE
 from celery.worker import state
 from kombu.exceptions import OperationalError
 
+from durable_celery.dispatch import has_one_consumer
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -108,8 +110,7 @@ class Watchdog:
     def _queues(self) -> Iterator[str]:
         """Give the queues that this worker consumes now."""
         for queue in list(self.worker.app.amqp.queues.consume_from.values()):
-            # The broker gives the messages of such a queue to one consumer alone.
-            if not (queue.queue_arguments or {}).get("x-single-active-consumer"):
+            if not has_one_consumer(queue):
                 yield queue.name
 
     def _act(self, waiting: dict[str, int]) -> None:

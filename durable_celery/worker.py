@@ -9,6 +9,7 @@ under its lease.
 
 from __future__ import annotations
 
+import functools
 import logging
 import random
 import threading
@@ -146,21 +147,21 @@ def _run_ahead(binding: Binding, worker: Any) -> None:
 
     Neither where a time limit is on all that the pool does; no steps where a process is replaced after some messages.
     """
-    pace = binding.pace = Pace(0.0 if worker.max_tasks_per_child else binding.settings.run_ahead)
-    is_limited = bool(worker.time_limit or worker.soft_time_limit)
-    if binding.settings.run_ahead and (is_limited or not pace.time_slice):
+    is_limited, is_counted = bool(worker.time_limit or worker.soft_time_limit), bool(worker.max_tasks_per_child)
+    if binding.settings.run_ahead and (is_limited or is_counted):
         limits = "time limits" if is_limited else "a number of tasks for each process"
         _log.info("durable_run_ahead has no effect in this worker: it has %s, which are for messages", limits)
     if is_limited:
         return
+    pace = binding.pace = Pace(0.0 if is_counted else binding.settings.run_ahead)
     ahead = RunAhead(binding, pace)
     binding.engine.ahead = ahead
     signals.task_postrun.connect(ahead.work, weak=False)
     for name in _CHANGES:
-        _after_command(name, lambda *_, name=name, **__: _halt(pace, name))
+        _after_command(name, functools.partial(_halt, pace, name))
 
 
-def _halt(pace: Pace, command: str) -> None:
+def _halt(pace: Pace, command: str, *_: Any, **__: Any) -> None:
     if pace.halt():
         _log.info("durable_run_ahead has no effect in this worker any more, after the remote control's %s", command)
 

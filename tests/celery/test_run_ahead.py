@@ -162,7 +162,7 @@ def test_a_router_that_raises_is_left_to_who_publishes(app: Celery) -> None:
     assert not ahead_of(app).may(message())
 
 
-def test_a_task_that_nobody_has_seen_here_gets_a_message(app: Celery) -> None:
+def test_a_task_that_nobody_has_seen_here_gets_a_message() -> None:
     pace = Pace(60.0)
     assert not pace.fits("plain", 60.0)
 
